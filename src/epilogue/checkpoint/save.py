@@ -1,0 +1,149 @@
+"""A model's weights to a checkpoint directory in the Hugging Face layout."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from epilogue.checkpoint.dtypes import check_dtype, convert, prevailing_dtype
+from epilogue.checkpoint.files import CONFIG, SAFETENSORS, SAFETENSORS_INDEX, reason
+from epilogue.checkpoint.inventory import departures
+from epilogue.checkpoint.metadata import TOKENIZER
+from epilogue.checkpoint.staging import Staging
+from epilogue.errors import CheckpointError
+from epilogue.model import MPTConfig, config_to_dict
+
+
+def save_checkpoint(
+    directory: str | Path,
+    state: Mapping[str, Tensor],
+    config: MPTConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer_file: Path | None = None,
+    card: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write config.json, generation_config.json and safetensors under MosaicML's names.
+
+    A checkpoint in the directory is replaced, its surplus shards included; until everything new is on the disk it
+    stays as it was, and no crash leaves a mixture that can be loaded.
+
+    Args:
+        directory: made if need be.
+        state: ``MPT.state_dict()``; tensors on any device.
+        config: what the state belongs to.
+        dtype: float32, float16, bfloat16 or float64; None writes every tensor as it is, bit for bit.
+        tokenizer_file: copied to tokenizer.json.
+        card: the content of README.md.
+        max_shard_bytes: more than this go to several files with an index; a larger tensor gets a file of its own.
+
+    Raises:
+        ValueError: the state does not fit the config, another dtype, or a max_shard_bytes below 1.
+        CheckpointError: the files cannot be written, or a value is too large for the dtype.
+
+    Memory: one shard on the host. Disk: the old and the new checkpoint at once.
+    """
+    _check_call(state, config, dtype, max_shard_bytes)
+    shards = _shards(state, dtype, max_shard_bytes)
+    stored_dtype = dtype or prevailing_dtype(state.values())
+    try:
+        with Staging(Path(directory)) as staging:
+            for file, names in shards.items():
+                _write_shard(staging.path(file), {name: state[name] for name in names}, dtype)
+            if len(shards) > 1:
+                _write_json(staging.path(SAFETENSORS_INDEX), _index(shards, state, dtype))
+            _write_json(staging.path("generation_config.json"), _generation_config(config))
+            if card is not None:
+                staging.path("README.md").write_text(card, encoding="utf-8")
+            if tokenizer_file is not None:
+                shutil.copyfile(tokenizer_file, staging.path(TOKENIZER))
+            _write_json(staging.path(CONFIG), _config_json(config, stored_dtype))
+            staging.commit(seal=CONFIG, stale=_stale(Path(directory), shards))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint {directory} cannot be written ({reason(error)}); make room or choose another directory"
+        ) from error
+
+
+def _check_call(
+    state: Mapping[str, Tensor], config: MPTConfig, dtype: torch.dtype | None, max_shard_bytes: int
+) -> None:
+    check_dtype(dtype)
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
+    if found := departures(state, config):
+        raise ValueError(f"the state does not fit the config ({found})")
+    for tensor in state.values():
+        check_dtype(tensor.dtype)
+
+
+def _num_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, most_bytes: int) -> dict[str, list[str]]:
+    """Tensor names by file, in the order of the state."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in state.items():
+        size = _num_bytes(tensor, dtype)
+        if groups[-1] and filled + size > most_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {SAFETENSORS: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, start=1)}
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    on_host = {
+        name: convert(name, tensor, dtype=dtype or tensor.dtype, device="cpu") for name, tensor in tensors.items()
+    }
+    save_file(on_host, path, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _index(shards: dict[str, list[str]], state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(_num_bytes(tensor, dtype) for tensor in state.values())},
+        "weight_map": {name: file for file, names in shards.items() for name in names},
+    }
+
+
+def _config_json(config: MPTConfig, dtype: torch.dtype) -> dict[str, Any]:
+    content = config_to_dict(config)
+    # Both spellings exist and readers disagree on which wins; auto_map would point at code that is not there.
+    for key in ("dtype", "auto_map"):
+        content.pop(key, None)
+    # transformers checks types: a whole number where it expects one, a float for the clamp.
+    for key in ("attn_pdrop", "alibi_bias_max"):
+        content["attn_config"][key] = _whole(content["attn_config"][key])
+    content["expansion_ratio"] = _whole(content["expansion_ratio"])
+    return content | {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def _whole(number: float) -> float:
+    return int(number) if number == int(number) else number
+
+
+def _generation_config(config: MPTConfig) -> dict[str, Any]:
+    eos = config.extra.get("eos_token_id")
+    return {"use_cache": True} | ({} if eos is None else {"eos_token_id": eos})
+
+
+def _stale(directory: Path, shards: dict[str, list[str]]) -> list[str]:
+    """Weights of an earlier save that the new ones do not overwrite."""
+    old = [path.name for path in directory.glob("model-*-of-*.safetensors")] + [SAFETENSORS, SAFETENSORS_INDEX]
+    return [name for name in old if name not in shards]

@@ -1,0 +1,74 @@
+"""Files that appear in a directory all at once, or not at all."""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_SUFFIX = ".partial"
+
+
+class Staging:
+    """New files for a directory, written beside their places under hidden names until ``commit``.
+
+    Until then the directory's own files are untouched, and leaving the ``with`` block without ``commit`` removes what
+    was written. One writer a directory: what an earlier one left when it was killed is cleared away.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._names: list[str] = []
+
+    def __enter__(self) -> "Staging":
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for leftover in self._directory.glob(f".*{_SUFFIX}"):
+            leftover.unlink()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in self._names:
+            with suppress(OSError):  # nothing hides the error that led here
+                self._partial(name).unlink(missing_ok=True)
+
+    def path(self, name: str) -> Path:
+        """Where to write the content of the file of this name; order of calls is the order of appearance."""
+        self._names.append(name)
+        return self._partial(name)
+
+    def commit(self, *, seal: str, stale: Iterable[str]) -> None:
+        """Put the files in their places.
+
+        Args:
+            seal: the file without which the directory counts as incomplete. It goes first and its successor comes
+                last, so that no crash leaves a mixture that looks whole.
+            stale: files to remove, where they exist.
+
+        Raises:
+            OSError: the file system refuses; the directory may lack its seal.
+        """
+        for name in self._names:
+            _flush(self._partial(name))
+        (self._directory / seal).unlink(missing_ok=True)
+        _flush(self._directory)
+        for name in stale:
+            (self._directory / name).unlink(missing_ok=True)
+        for name in sorted(self._names, key=lambda name: name == seal):
+            if name == seal:
+                _flush(self._directory)
+            self._partial(name).replace(self._directory / name)
+        _flush(self._directory)
+
+    def _partial(self, name: str) -> Path:
+        return self._directory / f".{name}{_SUFFIX}"
+
+
+def _flush(path: Path) -> None:
+    """Have the system write to the disk what it still holds back."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

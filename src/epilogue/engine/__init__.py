@@ -1,0 +1,17 @@
+"""Tokens to tokens: reads a text once, then chooses what comes next."""
+
+from epilogue.engine.capacity import available_bytes
+from epilogue.engine.engine import Engine, OnProgress
+from epilogue.engine.prose import stream_text
+from epilogue.engine.sampling import Sampler, SamplingParams
+from epilogue.engine.sequence import Sequence
+
+__all__ = [
+    "Engine",
+    "OnProgress",
+    "Sampler",
+    "SamplingParams",
+    "Sequence",
+    "available_bytes",
+    "stream_text",
+]

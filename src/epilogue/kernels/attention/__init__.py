@@ -1,0 +1,5 @@
+"""Causal ALiBi attention for prefill, decode and training."""
+
+from epilogue.kernels.attention.op import Backend, attention
+
+__all__ = ["Backend", "attention"]

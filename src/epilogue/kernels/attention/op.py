@@ -1,0 +1,78 @@
+"""Causal attention with linear biases: what it means, what it checks, and which backend runs it."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from epilogue.kernels.attention.cpu import attention_cpu
+from epilogue.kernels.attention.flex import attention_flex
+from epilogue.kernels.attention.reference import attention_reference
+
+Backend = Literal["reference", "cpu", "flex"]
+_BACKENDS: dict[Backend, Callable[..., Tensor]] = {
+    "reference": attention_reference,
+    "cpu": attention_cpu,
+    "flex": attention_flex,
+}
+# Up to this many queries an accelerator does better with two plain products than with a compiled tile kernel.
+_FEW_QUERIES = 16
+
+
+def attention(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    slopes_H: Tensor,
+    *,
+    scale: float,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Causal attention with ALiBi, exact to the softmax.
+
+    Query t stands at position S - T + t, sees keys 0..S - T + t, and pays slopes_H * distance (in natural-log units)
+    for looking back. H heads may share K heads of keys and values (H a multiple of K).
+
+    Args:
+        q_BTHD: queries.
+        k_BSKD: keys of the same dtype and device; S >= T.
+        v_BSKD: values, as the keys.
+        slopes_H: fp32; zeros for a model without ALiBi.
+        scale: factor on q.k.
+        backend: chosen by device and shape if None.
+
+    Returns:
+        out_BTHD in the dtype of the queries; softmax and sums are fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree.
+    """
+    _check(q_BTHD, k_BSKD, v_BSKD, slopes_H)
+    return _BACKENDS[backend or _choose(q_BTHD)](q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale)
+
+
+def _choose(q_BTHD: Tensor) -> Backend:
+    if q_BTHD.device.type == "cpu":
+        return "cpu"
+    if q_BTHD.device.type == "cuda" and q_BTHD.shape[1] > _FEW_QUERIES and q_BTHD.dtype != torch.float64:
+        return "flex"
+    return "reference"
+
+
+def _check(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, slopes_H: Tensor) -> None:
+    if q_BTHD.ndim != 4 or k_BSKD.ndim != 4 or k_BSKD.shape != v_BSKD.shape:
+        raise ValueError(
+            f"wanted q [B, T, H, D] and k, v [B, S, K, D], got {q_BTHD.shape}, {k_BSKD.shape}, {v_BSKD.shape}"
+        )
+    batch, num_queries, num_heads, head_dim = q_BTHD.shape
+    if (k_BSKD.shape[0], k_BSKD.shape[3]) != (batch, head_dim) or num_heads % k_BSKD.shape[2]:
+        raise ValueError(f"k {tuple(k_BSKD.shape)} does not fit q {tuple(q_BTHD.shape)}")
+    if k_BSKD.shape[1] < num_queries:
+        raise ValueError(f"{num_queries} queries need at least as many keys, got {k_BSKD.shape[1]}")
+    if slopes_H.shape != (num_heads,) or slopes_H.dtype != torch.float32:
+        raise ValueError(f"slopes must be fp32 [{num_heads}], got {slopes_H.dtype} {tuple(slopes_H.shape)}")
+    if len({x.dtype for x in (q_BTHD, k_BSKD, v_BSKD)}) > 1:
+        raise ValueError(f"q, k, v must share a dtype, got {q_BTHD.dtype}, {k_BSKD.dtype}, {v_BSKD.dtype}")
+    if len({x.device for x in (q_BTHD, k_BSKD, v_BSKD, slopes_H)}) > 1:
+        raise ValueError("q, k, v and slopes must be on one device")

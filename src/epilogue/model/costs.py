@@ -1,0 +1,40 @@
+"""What a model costs, computed from its configuration alone: parameters, arithmetic, memory."""
+
+import torch
+
+from epilogue.model.config import MPTConfig
+
+
+def num_parameters(config: MPTConfig) -> int:
+    """Weights in the state dict; a tied head counts once."""
+    c, f = config.d_model, config.ffn_width
+    biases = 0 if config.no_bias else 1
+    norm_biases = 0 if config.norm_type.endswith("rmsnorm") else biases
+    block = config.qkv_width * (c + config.has_qkv_bias) + c * (c + biases)
+    block += f * (c + biases) + c * (f + biases)
+    block += 2 * c * (1 + norm_biases)
+    if config.attn_config.qk_ln:
+        block += (c + config.kv_n_heads * config.head_dim) * (1 + norm_biases)
+    if config.attn_config.qk_gn:
+        block += 2 * config.head_dim * (1 + norm_biases)
+    embeddings = config.vocab_size * c * (1 if config.tie_word_embeddings else 2)
+    positions = config.max_seq_len * c if config.has_position_embedding else 0
+    return embeddings + positions + config.n_layers * block + c * (1 + norm_biases)
+
+
+def flops_per_token(config: MPTConfig, *, context_tokens: int, with_head: bool = True) -> int:
+    """Floating-point operations of a forward pass for one token that sees ``context_tokens`` keys.
+
+    A multiply-add counts twice; norms, activations and softmax are left out. The mean over a whole causal read of n
+    tokens is the figure at n/2. A training step takes three times as many.
+    """
+    c = config.d_model
+    linear = config.n_layers * (c * config.qkv_width + c * c + 2 * c * config.ffn_width)
+    attention = config.n_layers * 2 * c * context_tokens
+    head = c * config.vocab_size if with_head else 0
+    return 2 * (linear + attention + head)
+
+
+def kv_bytes_per_token(config: MPTConfig, dtype: torch.dtype) -> int:
+    """Bytes of keys and values one token leaves in a dense cache, all layers together."""
+    return 2 * config.n_layers * config.kv_n_heads * config.head_dim * dtype.itemsize

@@ -1,0 +1,240 @@
+"""The MPT decoder: embedding, pre-norm blocks of attention and feed-forward, tied or untied head.
+
+Departures from a plain GPT: ALiBi instead of positions, one fused Wqkv that may be clamped before the split, norms on
+queries and keys by choice, no biases by choice. Modules carry the names their tensors have in a checkpoint. The
+arithmetic follows llm-foundry (llmfoundry/models/mpt); docs/notation.md has the axis letters.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from epilogue.kernels.attention import Backend, attention
+from epilogue.model.alibi import alibi_slopes
+from epilogue.model.config import MPTConfig
+from epilogue.model.kv_cache import KVCache
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, computed in fp32, times a gain."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Normalise the last axis; the dtype is kept."""
+        wide = x_BTC if x_BTC.dtype == torch.float64 else x_BTC.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x_BTC.dtype) * self.weight
+
+
+def make_norm(config: MPTConfig, width: int) -> nn.Module:
+    """The norm of this architecture.
+
+    The low_precision kinds differ from the plain ones only under autocast, which is not used here.
+    """
+    if config.norm_type in ("rmsnorm", "low_precision_rmsnorm"):
+        return RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=not config.no_bias)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over one layer's slice of the cache."""
+
+    slopes_H: Tensor
+
+    def __init__(self, config: MPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.kv_n_heads, self.head_dim = config.n_heads, config.kv_n_heads, config.head_dim
+        self.clip_qkv = config.attn_config.clip_qkv
+        self.scale = config.softmax_scale
+        self.backend: Backend | None = None
+        self.Wqkv = nn.Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
+        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=not config.no_bias)
+        self.norms_over_heads = config.attn_config.qk_ln
+        if config.attn_config.qk_ln or config.attn_config.qk_gn:
+            per_head = config.attn_config.qk_gn
+            self.q_ln = make_norm(config, config.head_dim if per_head else config.d_model)
+            self.k_ln = make_norm(config, config.head_dim * (1 if per_head else config.kv_n_heads))
+        else:
+            self.q_ln, self.k_ln = nn.Identity(), nn.Identity()
+        self._alibi_bias_max = config.attn_config.alibi_bias_max if config.attn_config.alibi else None
+        self.register_buffer("slopes_H", self._make_slopes(torch.device("cpu")), persistent=False)
+
+    def _make_slopes(self, device: torch.device) -> Tensor:
+        with torch.device("cpu"):
+            if self._alibi_bias_max is None:
+                return torch.zeros(self.n_heads).to(device)
+            return alibi_slopes(self.n_heads, self._alibi_bias_max).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
+        """Follow the weights to their device but never to their dtype: a bias in bf16 is not ALiBi."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.slopes_H = self._make_slopes(self.out_proj.weight.device)
+        return self
+
+    def forward(self, x_BTC: Tensor, cache: KVCache | None) -> Tensor:
+        """Attend from every token to itself and all before it."""
+        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
+        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if cache is None else cache.append(self.layer, k_BTKD, v_BTKD)
+        out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, self.slopes_H, scale=self.scale, backend=self.backend)
+        return self.out_proj(out_BTHD.flatten(2))  # type: ignore[no-any-return]
+
+    def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.Wqkv(x_BTC)
+        if self.clip_qkv is not None:
+            qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
+        kv_width = self.kv_n_heads * self.head_dim
+        q, k, v = qkv.split([self.n_heads * self.head_dim, kv_width, kv_width], dim=-1)
+        if self.norms_over_heads:
+            q, k = self.q_ln(q), self.k_ln(k)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
+        if not self.norms_over_heads:
+            q, k = self.q_ln(q), self.k_ln(k)
+        return q, k, v
+
+
+class FeedForward(nn.Module):
+    """Up, exact erf GELU, down."""
+
+    def __init__(self, config: MPTConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.ffn_width, bias=not config.no_bias)
+        self.down_proj = nn.Linear(config.ffn_width, config.d_model, bias=not config.no_bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Transform every token by itself."""
+        return self.down_proj(F.gelu(self.up_proj(x_BTC)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind its norm and added to the stream."""
+
+    def __init__(self, config: MPTConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = make_norm(config, config.d_model)
+        self.attn = Attention(config, layer)
+        self.norm_2 = make_norm(config, config.d_model)
+        self.ffn = FeedForward(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x_BTC: Tensor, cache: KVCache | None) -> Tensor:
+        """One layer."""
+        x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache))
+        return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Token ids to the final norm's output."""
+
+    def __init__(self, config: MPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        if config.has_position_embedding:
+            self.wpe = nn.Embedding(config.max_seq_len, config.d_model)
+        self.dropout = nn.Dropout(config.emb_pdrop)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm_f = make_norm(config, config.d_model)
+
+    def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """x_BTC for new tokens; the cache, if any, is behind them and takes them in."""
+        x_BTC = self.wte(ids_BT)
+        past = 0 if cache is None else cache.length
+        if self.config.has_position_embedding:
+            x_BTC = x_BTC + self.wpe(self._positions(past, ids_BT))
+        if self.config.embedding_fraction != 1:
+            share = self.config.embedding_fraction
+            x_BTC = x_BTC * share + x_BTC.detach() * (1 - share)
+        x_BTC = self.dropout(x_BTC)
+        for block in self.blocks:
+            x_BTC = block(x_BTC, cache)
+        if cache is not None:
+            cache.advance(ids_BT.shape[1])
+        return self.norm_f(x_BTC)  # type: ignore[no-any-return]
+
+    def _positions(self, past: int, ids_BT: Tensor) -> Tensor:
+        stop = past + ids_BT.shape[1]
+        if stop > self.config.max_seq_len:
+            raise ValueError(f"{stop} tokens, but this model has learned positions for {self.config.max_seq_len} only")
+        return torch.arange(past, stop, device=ids_BT.device)
+
+
+class MPT(nn.Module):
+    """A causal language model of the MPT family.
+
+    ``forward`` gives logits, ``loss`` the mean cross-entropy; both take ids alone, or ids behind a ``KVCache``. On
+    the CPU and on CUDA the memory of attention grows with the number of tokens, never with its square.
+    """
+
+    def __init__(self, config: MPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return self.transformer.wte.weight.dtype
+
+    def set_attention_backend(self, backend: Backend | None) -> None:
+        """Run attention by one backend everywhere; None chooses by device and shape."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
+
+    def head(self, x_BTC: Tensor) -> Tensor:
+        """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
+        weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        logits_BTV = F.linear(x_BTC, weight)
+        factor = self.config.logit_factor
+        return logits_BTV if factor is None else logits_BTV * factor
+
+    def forward(self, ids_BT: Tensor, cache: KVCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Next-token logits.
+
+        Args:
+            ids_BT: new token ids, int64.
+            cache: what stands before them; takes them in. The same batch, dtype and device as the model.
+            last_only: only the last token's logits, as [B, 1, V]; the way to read a book.
+
+        Returns:
+            logits_BTV in the model's dtype.
+
+        Raises:
+            ValueError: more tokens than learned positions or than the cache has room for.
+        """
+        x_BTC = self.transformer(ids_BT, cache)
+        return self.head(x_BTC[:, -1:] if last_only else x_BTC)
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy of the targets in nats, as an fp32 scalar. Stores logits_BTV in fp32."""
+        logits_BTV = self(ids_BT).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+    @torch.no_grad()
+    def init_weights(self, *, std: float = 0.02, seed: int = 0) -> None:
+        """Draw fresh weights: normal with this deviation, projections into the stream smaller by sqrt(2 * layers)."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim < 2:
+                parameter.fill_(1.0)
+            else:
+                into_stream = name.endswith(("out_proj.weight", "down_proj.weight"))
+                scale = std / math.sqrt(2 * self.config.n_layers) if into_stream else std
+                parameter.normal_(std=scale, generator=generator)

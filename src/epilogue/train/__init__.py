@@ -1,0 +1,7 @@
+"""Shards to checkpoint: recipes, optimizers, the loop."""
+
+from epilogue.train.loop import Progress, Trainer
+from epilogue.train.metrics import Evaluation
+from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, read_recipe
+
+__all__ = ["Evaluation", "ModelRecipe", "OptimizerRecipe", "Progress", "Recipe", "Trainer", "read_recipe"]

@@ -1,0 +1,291 @@
+"""The engine against its oracle, itself in other chunks, and fp64; and what stays true when it is interrupted."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from epilogue.engine import Engine, SamplingParams, Sequence
+from epilogue.engine.reference import generate
+from epilogue.errors import CapacityError, EpilogueError
+from epilogue.model import MPT
+
+# A tiny model left alone says one token for ever, by which no mistake would show.
+GREEDY = SamplingParams(temperature=0, repetition_penalty=3, repetition_range_tokens=8, max_new_tokens=20)
+SAMPLED = SamplingParams(temperature=2.0, seed=11, max_new_tokens=20)
+WHOLE = 10**6
+
+
+def written(model: MPT, book: list[int], params: SamplingParams, *, chunk_tokens: int = 7, **end) -> list[int]:
+    engine = Engine(model, chunk_tokens=chunk_tokens)
+    return list(engine.write(engine.read(book, room_tokens=params.max_new_tokens), params, **end))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 512, WHOLE])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_same_tokens_as_the_reference(any_mpt: MPT, book, params, chunk_tokens: int) -> None:
+    expected = generate(any_mpt, book, params)
+    assert len(set(expected)) > 3, "a text of one token would prove little"
+    assert written(any_mpt, book, params, chunk_tokens=chunk_tokens) == expected
+
+
+def worst_error(logits_TV: Tensor, exact_TV: Tensor) -> float:
+    return (logits_TV.double() - exact_TV).abs().max().item()
+
+
+@torch.inference_mode()
+def test_logits_are_as_good_by_token_by_chunk_and_whole(any_mpt: MPT, book) -> None:
+    ids_BT = torch.tensor([book])
+    exact = copy.deepcopy(any_mpt).double()
+    for model in (exact, any_mpt):
+        model.set_attention_backend("reference")
+    exact_TV = exact(ids_BT)[0]
+    allowed = 2 * worst_error(any_mpt(ids_BT)[0], exact_TV)
+    any_mpt.set_attention_backend(None)
+
+    assert worst_error(any_mpt(ids_BT)[0], exact_TV) <= allowed
+    assert worst_error(logits_by_token(any_mpt, book), exact_TV) <= allowed
+    for chunk_tokens in (1, 7, 29, WHOLE):
+        logits_V = Engine(any_mpt, chunk_tokens=chunk_tokens).read(book, room_tokens=0).logits_V
+        assert worst_error(logits_V, exact_TV[-1]) <= allowed
+
+
+def logits_by_token(model: MPT, book: list[int]) -> Tensor:
+    engine = Engine(model)
+    sequence = engine.read(book[:1], room_tokens=len(book) - 1)
+    rows = [sequence.logits_V]
+    for token_id in book[1:]:
+        engine.extend(sequence, [token_id])
+        rows.append(sequence.logits_V)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 7, 19, 20])
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_interrupted_and_resumed_is_uninterrupted(tiny_mpt, book, params, stop_after: int) -> None:
+    engine = Engine(tiny_mpt(), chunk_tokens=7)
+    whole = engine.read(book, room_tokens=20)
+    expected = list(engine.write(whole, params))
+
+    sequence = engine.read(book, room_tokens=20)
+    writing = engine.write(sequence, params)
+    begun = [next(writing) for _ in range(stop_after)]
+    writing.close()
+    assert sequence.ids == book + begun
+    assert begun + list(engine.write(sequence, params)) == expected
+    assert sequence.ids == whole.ids
+
+
+def test_many_short_writes_are_one_long_one(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=20)
+    pieces = [list(engine.write(sequence, replace(SAMPLED, max_new_tokens=n))) for n in (1, 12, 7)]
+    assert [len(piece) for piece in pieces] == [1, 12, 7]
+    assert [token_id for piece in pieces for token_id in piece] == generate(model, book, SAMPLED)
+
+
+class Interrupt(BaseException):
+    """Stands for Ctrl-C."""
+
+
+@pytest.mark.parametrize("place", ["transformer.blocks.1", "transformer.norm_f", "head"])
+def test_ctrl_c_inside_the_model_loses_nothing(tiny_mpt, book, monkeypatch, place: str) -> None:
+    model = tiny_mpt()
+    expected = generate(model, book, SAMPLED)
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=20)
+    writing = engine.write(sequence, SAMPLED)
+    begun = [next(writing) for _ in range(5)]
+    owner = model if place == "head" else model.get_submodule(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "head" if place == "head" else "forward", interrupt)
+        with pytest.raises(Interrupt):
+            next(writing)
+    assert sequence.ids == book + begun
+    assert begun + list(engine.write(sequence, replace(SAMPLED, max_new_tokens=15))) == expected
+
+
+def interrupt(*args: object, **kwargs: object) -> None:
+    raise Interrupt
+
+
+def test_an_interrupted_extension_is_read_when_next_used(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model, chunk_tokens=4)
+    sequence = engine.read(book[:10], room_tokens=40)
+    with pytest.raises(Interrupt):
+        engine.extend(sequence, book[10:], on_progress=interrupt)
+    assert sequence.ids == book
+    assert sequence.num_pending == 16
+    assert list(engine.write(sequence, GREEDY)) == generate(model, book, GREEDY)
+
+
+def test_reading_on_after_writing(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model, chunk_tokens=4)
+    sequence = engine.read(book, room_tokens=40)
+    story = list(engine.write(sequence, replace(GREEDY, max_new_tokens=5)))
+    engine.extend(sequence, [1, 2, 3])
+    engine.extend(sequence, [])
+    assert sequence.ids == [*book, *story, 1, 2, 3]
+    assert list(engine.write(sequence, GREEDY)) == generate(model, sequence.ids[:38], GREEDY)
+
+
+def test_sequences_do_not_touch_one_another(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model)
+    texts = [book, book[::-1]]
+    writings = [engine.write(engine.read(text, room_tokens=20), SAMPLED) for text in texts]
+    pairs = list(zip(*writings, strict=True))
+    assert [list(column) for column in zip(*pairs, strict=True)] == [generate(model, x, SAMPLED) for x in texts]
+
+
+def test_seeds(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=20)
+    story = list(engine.write(sequence, replace(SAMPLED, seed=None)))
+    drawn_seed = sequence.sampler.seed
+    assert story == written(model, book, replace(SAMPLED, seed=drawn_seed))
+    assert written(model, book, SAMPLED) != written(model, book, replace(SAMPLED, seed=12))
+
+
+def test_another_seed_starts_its_own_random_numbers(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=30)
+    list(engine.write(sequence, replace(SAMPLED, max_new_tokens=10)))
+    text = list(sequence.ids)
+    params = replace(SAMPLED, seed=5)
+    assert list(engine.write(sequence, params)) == generate(model, text, params)
+
+
+def test_end_of_text_is_neither_yielded_nor_kept(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    story = generate(model, book, SAMPLED)
+    eos_id = story[9]
+    expected = story[: story.index(eos_id)]
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=20)
+    assert list(engine.write(sequence, SAMPLED, eos_id=eos_id)) == expected
+    assert sequence.ids == book + expected
+
+
+def test_end_of_text_can_be_ignored(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    params = replace(SAMPLED, ignore_eos=True)
+    eos_id = generate(model, book, SAMPLED)[0]
+    story = written(model, book, params, eos_id=eos_id)
+    assert len(story) == 20
+    assert eos_id not in story
+    assert story == generate(model, book, params, eos_id=eos_id)
+
+
+def test_padding_rows_are_never_written(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    hot = SamplingParams(temperature=50.0, top_p=1, min_p=0, seed=1, max_new_tokens=60)
+    assert max(written(model, book, hot)) >= 50
+    story = written(model, book, hot, num_tokens=50)
+    assert max(story) < 50
+    assert story == generate(model, book, hot, num_tokens=50)
+
+
+def test_writing_ends_with_the_room(tiny_mpt, book) -> None:
+    engine = Engine(tiny_mpt())
+    sequence = engine.read(book, room_tokens=3)
+    assert (sequence.num_tokens, sequence.capacity_tokens, sequence.room_tokens) == (30, 33, 3)
+    with pytest.raises(CapacityError, match="4 tokens were to be added to 30, but there is room for 3"):
+        engine.extend(sequence, [1, 2, 3, 4])
+    assert len(list(engine.write(sequence, GREEDY))) == 3
+    assert list(engine.write(sequence, GREEDY)) == []
+    assert (sequence.num_tokens, sequence.room_tokens) == (33, 0)
+    with pytest.raises(CapacityError, match="2 tokens were to be added to 33, but there is room for 0"):
+        engine.extend(sequence, [1, 2])
+
+
+def test_nan_weights_are_an_error_not_a_token(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    with torch.no_grad():
+        model.transformer.norm_f.weight[0] = torch.nan
+    engine = Engine(model)
+    sequence = engine.read(book, room_tokens=3)
+    with pytest.raises(EpilogueError, match="61 of 61 logits after 30 tokens are not finite"):
+        next(engine.write(sequence, SAMPLED))
+    assert sequence.ids == book
+
+
+def test_progress_counts_up_to_the_whole(tiny_mpt, book) -> None:
+    engine = Engine(tiny_mpt(), chunk_tokens=12)
+    seen: list[tuple[int, int]] = []
+    sequence = engine.read(book, room_tokens=9, on_progress=lambda *x: seen.append(x))
+    engine.extend(sequence, [1, 2], on_progress=lambda *x: seen.append(x))
+    assert seen == [(12, 30), (24, 30), (30, 30), (2, 2)]
+
+
+def test_only_the_last_chunk_meets_the_head(tiny_mpt, book, monkeypatch) -> None:
+    model = tiny_mpt()
+    shapes: list[tuple[int, ...]] = []
+    head = model.head
+    monkeypatch.setattr(model, "head", lambda x_BTC: (shapes.append(tuple(x_BTC.shape)), head(x_BTC))[1])
+    Engine(model, chunk_tokens=7).read(book, room_tokens=0)
+    assert shapes == [(1, 1, 24)]
+
+
+def test_every_token_goes_through_the_model_once_and_no_earlier_than_needed(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    passes: list[int] = []
+    model.transformer.register_forward_pre_hook(lambda _, args: passes.append(args[0].shape[1]))
+    engine = Engine(model, chunk_tokens=12)
+    sequence = engine.read(book, room_tokens=4)
+    for num_written, _ in enumerate(engine.write(sequence, GREEDY), start=1):
+        assert passes == [12, 12, 6] + [1] * (num_written - 1)
+        assert sequence.num_pending == 1
+        assert sequence.logits_V is None
+
+
+def test_inference_mode_holds_inside_and_does_not_leak(tiny_mpt, book) -> None:
+    model = tiny_mpt()
+    inside: list[bool] = []
+    model.transformer.register_forward_hook(lambda *_: inside.append(torch.is_inference_mode_enabled()))
+    engine = Engine(model)
+    for _ in engine.write(engine.read(book, room_tokens=2), GREEDY):
+        assert not torch.is_inference_mode_enabled()
+    assert inside
+    assert all(inside)
+
+
+def test_dropout_is_off(tiny_mpt, book) -> None:
+    model = tiny_mpt(resid_pdrop=0.5, emb_pdrop=0.5).train()
+    assert written(model, book, GREEDY) == written(model, book, GREEDY)
+
+
+@pytest.mark.parametrize("ids", [[61], [-1], [0, 61, 1]])
+def test_ids_outside_the_vocabulary(tiny_mpt, ids: list[int]) -> None:
+    engine = Engine(tiny_mpt())
+    with pytest.raises(ValueError, match="outside the vocabulary of 61"):
+        engine.read(ids, room_tokens=1)
+    sequence = engine.read([1], room_tokens=5)
+    with pytest.raises(ValueError, match="outside the vocabulary of 61"):
+        engine.extend(sequence, ids)
+    assert sequence.ids == [1]
+
+
+def test_wrong_calls(tiny_mpt) -> None:
+    engine = Engine(tiny_mpt())
+    with pytest.raises(ValueError, match="no tokens to read"):
+        engine.read([], room_tokens=1)
+    with pytest.raises(ValueError, match="room_tokens must be at least 0, got -1"):
+        engine.read([1], room_tokens=-1)
+    with pytest.raises(ValueError, match="chunk_tokens must be at least 1, got 0"):
+        Engine(tiny_mpt(), chunk_tokens=0)
+    with pytest.raises(ValueError, match="num_tokens must be at least 1"):
+        engine.write(engine.read([1], room_tokens=1), GREEDY, num_tokens=0)
+
+
+def test_a_new_sequence_is_whole(tiny_mpt, book) -> None:
+    sequence = Engine(tiny_mpt()).read(iter(book), room_tokens=0)
+    assert isinstance(sequence, Sequence)
+    assert (sequence.num_pending, sequence.cache.length, sequence.logits_V.shape) == (0, 30, (61,))

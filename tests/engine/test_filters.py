@@ -1,0 +1,94 @@
+"""Each filter against transformers' processor of the same name."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from epilogue.engine import Sampler, SamplingParams, filters
+
+
+def random_logits(seed: int, *, size: int = 97) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 4 * torch.randn(size, generator=generator, dtype=torch.float64)
+
+
+def random_history(seed: int, *, size: int = 97) -> list[int]:
+    return torch.randint(0, size, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def their_scores(processor, logits_V: Tensor, history: list[int]) -> Tensor:
+    return processor(torch.tensor([history]), logits_V[None].clone())[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("penalty", [0.5, 1.1, 3.0])
+def test_repetition_penalty(penalty: float, seed: int) -> None:
+    logits_V, history = random_logits(seed), random_history(seed)
+    ours_V = filters.penalize_repetition(logits_V, history, penalty=penalty)
+    theirs_V = their_scores(RepetitionPenaltyLogitsProcessor(penalty), logits_V, history)
+    torch.testing.assert_close(ours_V, theirs_V, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("top_k", [1, 2, 40, 97, 1000])
+def test_top_k(top_k: int, seed: int) -> None:
+    logits_V = random_logits(seed).round()  # with ties
+    theirs_V = their_scores(TopKLogitsWarper(top_k), logits_V, [0])
+    assert filters.keep_top_k(logits_V, top_k=top_k).equal(theirs_V)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("top_p", [1e-9, 0.1, 0.5, 0.95, 0.999999])
+def test_top_p(top_p: float, seed: int) -> None:
+    logits_V = random_logits(seed)
+    theirs_V = their_scores(TopPLogitsWarper(top_p), logits_V, [0])
+    assert filters.keep_top_p(logits_V, top_p=top_p).equal(theirs_V)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("min_p", [1e-9, 0.05, 0.5, 1.0])
+def test_min_p(min_p: float, seed: int) -> None:
+    logits_V = random_logits(seed)
+    theirs_V = their_scores(MinPLogitsWarper(min_p), logits_V, [0])
+    assert filters.keep_min_p(logits_V, min_p=min_p).equal(theirs_V)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("temperature", [0.1, 0.8, 1.0, 2.5])
+def test_all_in_order(temperature: float, seed: int) -> None:
+    logits_V, history = random_logits(seed), random_history(seed)
+    params = SamplingParams(temperature=temperature, top_k=30, top_p=0.9, min_p=0.02, repetition_penalty=1.3, seed=0)
+    chain = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(1.3),
+            TemperatureLogitsWarper(temperature),
+            TopKLogitsWarper(30),
+            TopPLogitsWarper(0.9),
+            MinPLogitsWarper(0.02),
+        ]
+    )
+    theirs_V = their_scores(chain, logits_V, history).softmax(0)
+    torch.testing.assert_close(Sampler(params).probabilities(logits_V, history), theirs_V)
+
+
+def test_a_filter_leaves_its_argument_alone() -> None:
+    logits_V = random_logits(0)
+    before_V = logits_V.clone()
+    filters.penalize_repetition(logits_V, [1, 2], penalty=2.0)
+    filters.keep_top_k(logits_V, top_k=3)
+    filters.keep_top_p(logits_V, top_p=0.3)
+    filters.keep_min_p(logits_V, min_p=0.3)
+    assert logits_V.equal(before_V)
+
+
+def test_ids_without_a_score_have_none_to_change() -> None:
+    logits_V = random_logits(0)
+    assert filters.penalize_repetition(logits_V, [97, 1000, -1], penalty=2.0).equal(logits_V)
