@@ -155,7 +155,7 @@ def test_an_unknown_key_names_the_nearest_known_one(raw: dict[str, Any], unknown
         ({"attn_config": "alibi"}, "attn_config must be a table"),
         ({"ffn_config": "mptmlp"}, "ffn_config must be a table"),
         ({"n_heads": 5}, "does not divide"),
-        ({"d_model": "wide"}, "cannot be run"),
+        ({"d_model": "wide"}, "wanted a whole number"),
     ],
 )
 def test_an_impossible_value_is_a_checkpoint_error(raw: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from epilogue.kernels.attention import Backend, attention
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
 from epilogue.model.kv_cache import KVCache
+from epilogue.model.reach import page_norms, plan_reach
 
 
 class RMSNorm(nn.Module):
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         self.clip_qkv = config.attn_config.clip_qkv
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
+        self.epsilon = 0.0
         self.Wqkv = nn.Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=not config.no_bias)
         self.norms_over_heads = config.attn_config.qk_ln
@@ -82,9 +84,26 @@ class Attention(nn.Module):
     def forward(self, x_BTC: Tensor, cache: KVCache | None) -> Tensor:
         """Attend from every token to itself and all before it."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
-        k_BSKD, v_BSKD = (k_BTKD, v_BTKD) if cache is None else cache.append(self.layer, k_BTKD, v_BTKD)
-        out_BTHD = attention(q_BTHD, k_BSKD, v_BSKD, self.slopes_H, scale=self.scale, backend=self.backend)
+        if cache is not None:
+            out_BTHD = cache.attend(
+                self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
+            )
+        else:
+            out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD)
         return self.out_proj(out_BTHD.flatten(2))  # type: ignore[no-any-return]
+
+    def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+        first_key_HN = None
+        if self.epsilon > 0:
+            plan = plan_reach(
+                q_BTHD, k_BTKD, page_norms(k_BTKD.detach()), self.slopes_H,
+                scale=self.scale, epsilon=self.epsilon, num_keys=k_BTKD.shape[1],
+            )  # fmt: skip
+            first_key_HN = plan.first_key_HN
+        return attention(
+            q_BTHD, k_BTKD, v_BTKD, self.slopes_H,
+            scale=self.scale, first_key_HN=first_key_HN, backend=self.backend,
+        )  # fmt: skip
 
     def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.Wqkv(x_BTC)
@@ -195,6 +214,12 @@ class MPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+    def set_epsilon(self, epsilon: float) -> None:
+        """Let attention without a cache leave out keys that together hold at most this share of a probability."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.epsilon = epsilon
 
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""

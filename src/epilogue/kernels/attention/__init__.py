@@ -1,5 +1,6 @@
 """Causal ALiBi attention for prefill, decode and training."""
 
 from epilogue.kernels.attention.op import Backend, attention
+from epilogue.kernels.attention.tiles import TILE_TOKENS
 
-__all__ = ["Backend", "attention"]
+__all__ = ["TILE_TOKENS", "Backend", "attention"]

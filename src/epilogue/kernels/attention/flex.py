@@ -11,17 +11,27 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from epilogue.kernels.attention.tiles import TILE_TOKENS
+
 _BLOCK = 128
 
 
 @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
-def attention_flex(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, slopes_H: Tensor, *, scale: float) -> Tensor:
+def attention_flex(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    slopes_H: Tensor,
+    *,
+    scale: float,
+    first_key_HN: Tensor | None = None,
+) -> Tensor:
     """Attention in O(B*T*H*D) memory beyond its inputs. Compiles once per shape when training, else once.
 
     Returns:
         out_BTHD in the dtype of the queries.
     """
-    block_mask, offset = _causal_blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device)
+    block_mask, offset = _blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + slopes_H[h] * (kv_idx - q_idx - offset)  # type: ignore[no-any-return]
@@ -44,21 +54,40 @@ def _compiled_flex_attention(*, dynamic: bool) -> Any:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+def _blocks(
+    num_queries: int, num_keys: int, device: torch.device, first_key_HN: Tensor | None
+) -> tuple[BlockMask, Tensor]:
+    """The key blocks that every block of queries visits, and the first query's place."""
+    if first_key_HN is None:
+        return _causal_blocks(num_queries, num_keys, device)
+    rows = -(-num_queries // _BLOCK)
+    first_block_HR = (first_key_HN // _BLOCK).repeat_interleave(TILE_TOKENS // _BLOCK, dim=1)[:, :rows]
+    return _block_mask(num_queries, num_keys, device, first_block_HR)
+
+
 @lru_cache(maxsize=32)
 def _causal_blocks(num_queries: int, num_keys: int, device: torch.device) -> tuple[BlockMask, Tensor]:
-    """For every tile of queries, the key blocks all of it sees and those on its diagonal; and the first query's place.
+    rows = -(-num_queries // _BLOCK)
+    return _block_mask(num_queries, num_keys, device, torch.zeros(1, rows, dtype=torch.int64, device=device))
 
-    That place is a tensor, not a number: a number would be compiled in, and every chunk of a book has another one.
+
+def _block_mask(
+    num_queries: int, num_keys: int, device: torch.device, first_block_HR: Tensor
+) -> tuple[BlockMask, Tensor]:
+    """For every block of queries: from its head's edge on, the key blocks all of it sees; then those on its diagonal.
+
+    The first query's place is a tensor, not a number: a number would be compiled in, and every chunk of a book has
+    another one.
     """
     offset = num_keys - num_queries
-    rows = -(-num_queries // _BLOCK)
-    columns = -(-num_keys // _BLOCK)
+    rows, columns = first_block_HR.shape[1], -(-num_keys // _BLOCK)
     first_R = offset + _BLOCK * torch.arange(rows, device=device)
     last_R = torch.clamp(first_R + _BLOCK - 1, max=num_keys - 1)
     num_full_R = torch.div(first_R + 1, _BLOCK, rounding_mode="floor")
     num_seen_R = torch.div(last_R, _BLOCK, rounding_mode="floor") + 1
-    columns_R = torch.arange(columns, device=device).expand(rows, columns)
-    on_diagonal_R = (num_full_R[:, None] + columns_R).clamp(max=columns - 1)
+    column_S = torch.arange(columns, device=device)
+    diagonal_HRS = (num_full_R[:, None] + column_S).clamp(max=columns - 1).expand(len(first_block_HR), -1, -1)
+    full_HRS = (first_block_HR[..., None] + column_S).clamp(max=columns - 1)
 
     shift = torch.tensor(offset, dtype=torch.int32, device=device)
 
@@ -66,13 +95,13 @@ def _causal_blocks(num_queries: int, num_keys: int, device: torch.device) -> tup
         return kv_idx <= q_idx + shift
 
     def table(x: Tensor) -> Tensor:
-        return x.to(torch.int32)[None, None].contiguous()
+        return x.to(torch.int32)[None].contiguous()
 
     blocks = BlockMask.from_kv_blocks(
-        table(num_seen_R - num_full_R),
-        table(on_diagonal_R),
-        table(num_full_R),
-        table(columns_R),
+        table((num_seen_R - num_full_R).expand(len(first_block_HR), -1)),
+        table(diagonal_HRS),
+        table((num_full_R - first_block_HR).clamp(min=0)),
+        table(full_HRS),
         BLOCK_SIZE=_BLOCK,
         mask_mod=is_causal,
         seq_lengths=(num_queries, num_keys),

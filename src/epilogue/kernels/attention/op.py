@@ -9,6 +9,7 @@ from torch import Tensor
 from epilogue.kernels.attention.cpu import attention_cpu
 from epilogue.kernels.attention.flex import attention_flex
 from epilogue.kernels.attention.reference import attention_reference
+from epilogue.kernels.attention.tiles import TILE_TOKENS
 
 Backend = Literal["reference", "cpu", "flex"]
 _BACKENDS: dict[Backend, Callable[..., Tensor]] = {
@@ -27,6 +28,7 @@ def attention(
     slopes_H: Tensor,
     *,
     scale: float,
+    first_key_HN: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Causal attention with ALiBi, exact to the softmax.
@@ -40,6 +42,8 @@ def attention(
         v_BSKD: values, as the keys.
         slopes_H: fp32; zeros for a model without ALiBi.
         scale: factor on q.k.
+        first_key_HN: a plan: for every head and tile of TILE_TOKENS queries the first key to visit, int64, not after
+            the tile's first position; older keys count as if they were not there. None visits all.
         backend: chosen by device and shape if None.
 
     Returns:
@@ -49,7 +53,9 @@ def attention(
         ValueError: shapes, dtypes or devices disagree.
     """
     _check(q_BTHD, k_BSKD, v_BSKD, slopes_H)
-    return _BACKENDS[backend or _choose(q_BTHD)](q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale)
+    _check_plan(q_BTHD, first_key_HN)
+    run = _BACKENDS[backend or _choose(q_BTHD)]
+    return run(q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale, first_key_HN=first_key_HN)
 
 
 def _choose(q_BTHD: Tensor) -> Backend:
@@ -58,6 +64,17 @@ def _choose(q_BTHD: Tensor) -> Backend:
     if q_BTHD.device.type == "cuda" and q_BTHD.shape[1] > _FEW_QUERIES and q_BTHD.dtype != torch.float64:
         return "flex"
     return "reference"
+
+
+def _check_plan(q_BTHD: Tensor, first_key_HN: Tensor | None) -> None:
+    if first_key_HN is None:
+        return
+    wanted = (q_BTHD.shape[2], -(-q_BTHD.shape[1] // TILE_TOKENS))
+    if first_key_HN.shape != wanted or first_key_HN.device != q_BTHD.device:
+        raise ValueError(
+            f"the plan must be {list(wanted)} on {q_BTHD.device}, "
+            f"got {list(first_key_HN.shape)} on {first_key_HN.device}"
+        )
 
 
 def _check(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, slopes_H: Tensor) -> None:

@@ -3,8 +3,18 @@
 import torch
 from torch import Tensor
 
+from epilogue.kernels.attention.tiles import TILE_TOKENS
 
-def attention_reference(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, slopes_H: Tensor, *, scale: float) -> Tensor:
+
+def attention_reference(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    slopes_H: Tensor,
+    *,
+    scale: float,
+    first_key_HN: Tensor | None = None,
+) -> Tensor:
     """Attention with the whole score matrix in memory: O(B*H*T*S), so for tests and a few queries at a time.
 
     Computes in fp32, or in fp64 when the queries are fp64. Differentiable.
@@ -24,4 +34,7 @@ def attention_reference(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, slopes_H
     scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD.to(dtype), k_BSHD) * scale
     scores_BHTS = scores_BHTS - slopes_H.to(dtype)[:, None, None] * distance_TS
     scores_BHTS = scores_BHTS.masked_fill(distance_TS < 0, -torch.inf)
+    if first_key_HN is not None:
+        first_key_HT = first_key_HN.repeat_interleave(TILE_TOKENS, dim=1)[:, :num_queries]
+        scores_BHTS = scores_BHTS.masked_fill(positions_S < first_key_HT[..., None], -torch.inf)
     return torch.einsum("bhts,bshd->bthd", scores_BHTS.softmax(dim=-1), v_BSHD).to(q_BTHD.dtype)
