@@ -37,6 +37,26 @@ def test_reading_what_was_read_changes_nothing(tmp_path: Path) -> None:
     assert read_book(write(tmp_path / "b.txt", first.text)).chapters == first.chapters
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ("The Pier", "by A. Sea", ("The Pier", "A. Sea")),
+        ("THE PIER", "BY ANNE SEA JR.", ("THE PIER", "ANNE SEA JR.")),
+        ("The Pier", "by the authors of the Lighthouse", ("The Pier", "the authors of the Lighthouse")),
+        ("It rained.", "By noon nobody could see the end of the pier.", ("file", "")),
+        ("He waited,", "by the sea,", ("file", "")),
+        ("The Pier", "by", ("file", "")),
+        (JOINED, "by A. Sea", ("file", "")),
+    ],
+)
+def test_a_title_page_of_two_paragraphs(tmp_path: Path, first: str, second: str, wanted: tuple[str, str]) -> None:
+    text = f"{first}\n\n{second}\n\nI\n\n{JOINED * 3}\n\nII\n\n{JOINED * 3}"
+    book = read_book(write(tmp_path / "file.txt", text))
+    assert (book.title, book.author) == wanted
+    assert book.text == text
+    assert [chapter.title for chapter in book.chapters] == ["", "I", "II"]
+
+
 def test_markdown(tmp_path: Path) -> None:
     source = f"---\ntitle: Pier\nauthor: A. Sea\n---\n# Pier\n\n## One\n\n{PROSE}\n\n## Two\n\n*{PROSE}*\n"
     book = read_book(write(tmp_path / "b.md", source))

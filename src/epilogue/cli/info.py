@@ -7,20 +7,33 @@ from rich.console import Console
 from rich.table import Table
 
 from epilogue.checkpoint import load_config
-from epilogue.cli.settings import BUNDLED_MODEL
-from epilogue.model import NAMED_SIZES, MPTConfig, flops_per_token, kv_bytes_per_token, num_parameters
+from epilogue.cli.settings import BUNDLED_MODEL, in_words, name_of, named_size
+from epilogue.engine import available_bytes
+from epilogue.model import MPTConfig, flops_per_token, kv_bytes_per_token, num_parameters
 
 _LENGTHS = (2048, 16384, 65536, 83968)
+_DTYPE = torch.bfloat16
 
 
 def run_info(model: str | None, *, as_json: bool) -> None:
-    """Describe a checkpoint, or a named size without weights."""
-    is_named = model in NAMED_SIZES and model is not None
-    config = NAMED_SIZES[model] if is_named and model else load_config(model or BUNDLED_MODEL)
+    """Describe a checkpoint, or a named size without weights; only the config is fetched and read.
+
+    Raises:
+        CheckpointError: there is no such model, or its config asks for what is not run here.
+    """
+    config = load_config(BUNDLED_MODEL) if model is None else named_size(model) or load_config(model)
     if as_json:
         print(json.dumps(_as_dict(config)))
     else:
-        _draw(model or "epilogue-tiny, the bundled model", config)
+        _draw(name_of(model), config)
+
+
+def _weight_bytes(config: MPTConfig) -> int:
+    return num_parameters(config) * _DTYPE.itemsize
+
+
+def _read_flops(config: MPTConfig, num_tokens: int) -> int:
+    return num_tokens * flops_per_token(config, context_tokens=num_tokens // 2, with_head=False)
 
 
 def _as_dict(config: MPTConfig) -> dict[str, object]:
@@ -36,30 +49,49 @@ def _as_dict(config: MPTConfig) -> dict[str, object]:
         "alibi_bias_max": attention.alibi_bias_max if attention.alibi else None,
         "clip_qkv": attention.clip_qkv,
         "qk_ln": attention.qk_ln,
-        "kv_bytes_per_token_bf16": kv_bytes_per_token(config, torch.bfloat16),
-        "weight_bytes_bf16": 2 * num_parameters(config),
-        "read_flops": {str(n): n * flops_per_token(config, context_tokens=n // 2, with_head=False) for n in _LENGTHS},
+        "kv_bytes_per_token_bf16": kv_bytes_per_token(config, _DTYPE),
+        "weight_bytes_bf16": _weight_bytes(config),
+        "read_flops": {str(length): _read_flops(config, length) for length in _lengths(config)},
     }
 
 
+def _lengths(config: MPTConfig) -> list[int]:
+    """Texts worth a row; learned positions end where they end."""
+    return [n for n in _LENGTHS if not config.has_position_embedding or n <= config.max_seq_len]
+
+
 def _draw(name: str, config: MPTConfig) -> None:
-    facts = _as_dict(config)
+    console = Console(highlight=False, markup=False)
     attention = config.attn_config
-    table = Table(title=name, show_header=False, box=None, title_justify="left")
-    table.add_row("parameters", f"{facts['parameters']:,}  ({2 * num_parameters(config) / 1e9:.2f} GB in bf16)")
-    table.add_row(
-        "shape", f"{config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, d_model {config.d_model}"
-    )
-    table.add_row("keys and values", f"{config.kv_n_heads} heads ({attention.attn_type})")
-    table.add_row("vocabulary", f"{config.vocab_size:,}")
-    table.add_row("trained length", f"{config.max_seq_len:,} tokens")
-    positions = f"ALiBi, bias max {attention.alibi_bias_max:g}" if attention.alibi else "learned"
-    table.add_row("positions", positions)
-    table.add_row("clip_qkv", "none" if attention.clip_qkv is None else f"{attention.clip_qkv:g}")
-    for length in _LENGTHS:
-        cache = length * kv_bytes_per_token(config, torch.bfloat16) / 2**30
-        flops = length * flops_per_token(config, context_tokens=length // 2, with_head=False)
+    kinds = [
+        f"clip_qkv {attention.clip_qkv:g}" if attention.clip_qkv else "",
+        "QK norm" if attention.qk_ln or attention.qk_gn else "",
+        f"{config.kv_n_heads} heads of keys and values" if config.kv_n_heads != config.n_heads else "",
+    ]
+    facts = Table(title=name, show_header=False, box=None, title_justify="left", title_style="bold", pad_edge=False)
+    facts.add_row("parameters", f"{num_parameters(config):,}, {in_words(_weight_bytes(config))} in bf16")
+    shape = f"{config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, d_model {config.d_model}"
+    facts.add_row("shape", ", ".join([shape, *filter(None, kinds)]))
+    facts.add_row("vocabulary", f"{config.vocab_size:,} tokens")
+    facts.add_row("trained on", f"{config.max_seq_len:,} tokens at a time")
+    alibi = f"ALiBi, bias max {attention.alibi_bias_max:g}: reads longer texts than that too"
+    facts.add_row("positions", alibi if attention.alibi else "learned: reads nothing longer than that")
+    facts.add_row("this machine", f"{in_words(available_bytes(torch.device('cpu')))} of memory available")
+    console.print(facts)
+    console.print()
+    console.print(_costs(config))
+
+
+def _costs(config: MPTConfig) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("a text of", "its keys and values", "with the weights", "arithmetic to read it"):
+        table.add_column(heading, justify="right")
+    for length in _lengths(config):
+        cache = length * kv_bytes_per_token(config, _DTYPE)
         table.add_row(
-            f"at {length:,} tokens", f"{cache:.2f} GiB of keys and values in bf16, {flops / 1e12:,.1f} TFLOP to read"
+            f"{length:,} tokens",
+            in_words(cache),
+            in_words(cache + _weight_bytes(config)),
+            f"{_read_flops(config, length) / 1e12:,.1f} TFLOP",
         )
-    Console().print(table)
+    return table

@@ -1,32 +1,48 @@
 """`epilogue prepare`: books to shards."""
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from epilogue.cli.progress import Watch
 from epilogue.data import prepare_shards
+from epilogue.errors import ShardError
 from epilogue.text import Tokenizer
 
 
 def run_prepare(sources: list[Path], out: Path, *, tokenizer: Path | None, vocab_size: int) -> None:
-    """Write shards, with a line of progress on stderr."""
-    console = Console(stderr=True)
+    """Write shards, with the books and tokens so far on stderr.
+
+    Raises:
+        ShardError: ``out`` is there already; said before anything is read.
+        EpilogueError: a source or the tokenizer cannot be read.
+    """
+    console = Console(stderr=True, highlight=False, markup=False)
+    if out.exists():
+        raise ShardError(f"{out} exists already; remove it or choose another place")
     given = None if tokenizer is None else Tokenizer.from_file(tokenizer)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[tokens]:,} tokens"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("learning a vocabulary" if given is None else "reading", total=None, tokens=0)
-        total = 0
+    if given is None:
+        console.print("learning a vocabulary from the first books, then cutting all of them into tokens", style="dim")
+    num_books, num_tokens = 0, 0
+    with Watch(console, "preparing", unit="books") as watch:
 
-        def on_book(title: str, num_tokens: int) -> None:
-            nonlocal total
-            total += num_tokens
-            progress.update(task, description=title[:48], tokens=total)
+        def on_book(title: str, added: int) -> None:
+            nonlocal num_books, num_tokens
+            num_books, num_tokens = num_books + 1, num_tokens + added
+            watch.update(num_books, f"{num_tokens:,} tokens, {title[:40]}")
 
-        shards = prepare_shards(sources, out, tokenizer=given, vocab_size=vocab_size, on_book=on_book)
-    console.print(f"{len(shards.documents):,} books, {shards.num_tokens:,} tokens in {out}")
+        try:
+            shards = prepare_shards(sources, out, tokenizer=given, vocab_size=vocab_size, on_book=on_book)
+        except BaseException as error:
+            shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            console.print(f"stopped after {_books(num_books)}; {out} was not made")
+            raise SystemExit(130) from None
+    console.print(f"{_books(len(shards.documents))}, {shards.num_tokens:,} tokens, the end of each book counted")
+    print(out)
+
+
+def _books(number: int) -> str:
+    return f"{number:,} book{'' if number == 1 else 's'}"

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 
-from epilogue.checkpoint import Checkpoint, load_checkpoint
-from epilogue.errors import RequestError
+from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
+from epilogue.engine import available_bytes
+from epilogue.errors import CapacityError, RequestError
+from epilogue.model import NAMED_SIZES, MPTConfig, num_parameters
 
-BUNDLED_MODEL = Path(str(files("epilogue"))) / "bundled" / "epilogue-tiny"
-BUNDLED_BOOK = Path(str(files("epilogue"))) / "bundled" / "a-life-in-being.txt"
+_BUNDLED = Path(str(files("epilogue"))) / "bundled"
+BUNDLED_MODEL = _BUNDLED / "epilogue-tiny"
+BUNDLED_BOOK = _BUNDLED / "a-life-in-being.txt"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -19,12 +22,12 @@ def choose_device(name: str) -> str:
     Raises:
         RequestError: an unknown or absent device.
     """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    cuda = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    here = [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name == "auto":
-        return next(device for device in ("cuda", "mps", "cpu") if present[device])
-    if not present.get(name.split(":")[0], False):
-        here = ", ".join(device for device, is_here in present.items() if is_here)
-        raise RequestError(f"device {name!r} is not on this machine, which has {here}; choose one of these or auto")
+        return here[0]
+    if name not in here:
+        raise RequestError(f"device {name!r} is not on this machine, which has {', '.join(here)}; choose one or auto")
     return name
 
 
@@ -42,8 +45,47 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
 
 
 def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int | None = None) -> Checkpoint:
-    """Load the model asked for, or the bundled one."""
+    """Load the model asked for, or the bundled one.
+
+    Raises:
+        RequestError: an unknown device or dtype, or the name of an architecture, which has no weights.
+        CapacityError: the weights do not fit in memory; said before they are fetched or read.
+        CheckpointError: the checkpoint cannot be read.
+    """
     chosen = choose_device(device)
-    return load_checkpoint(
-        source or BUNDLED_MODEL, device=chosen, dtype=choose_dtype(dtype, chosen), max_seq_len=max_seq_len
-    )
+    weights_dtype = choose_dtype(dtype, chosen)
+    place = BUNDLED_MODEL if source is None else source
+    if source is not None and named_size(source):
+        raise RequestError(
+            f"{source} is the name of an architecture, without weights; give a checkpoint's folder or its owner/name"
+            " on the hub, or see what it would cost with `epilogue info`"
+        )
+    _check_memory(load_config(place), str(place), chosen, weights_dtype)
+    return load_checkpoint(place, device=chosen, dtype=weights_dtype, max_seq_len=max_seq_len)
+
+
+def named_size(source: str) -> MPTConfig | None:
+    """The architecture of a name such as mpt-7b; None if there is no such name, or a folder that bears it."""
+    return None if Path(source).exists() else NAMED_SIZES.get(source)
+
+
+def name_of(source: str | None) -> str:
+    """What to call a model in a line of talk."""
+    return f"{BUNDLED_MODEL.name}, the bundled model" if source is None else source
+
+
+def in_words(num_bytes: float) -> str:
+    """A size as a person reads it."""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:,.2f} GiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _check_memory(config: MPTConfig, name: str, device: str, dtype: torch.dtype) -> None:
+    needed, available = num_parameters(config) * dtype.itemsize, available_bytes(torch.device(device))
+    if needed > available:
+        advice = "--dtype bfloat16 halves that" if dtype.itemsize > 2 else "a smaller model or more memory is needed"
+        raise CapacityError(
+            f"the weights of {name} take {in_words(needed)} in {str(dtype).removeprefix('torch.')} and"
+            f" {in_words(available)} of memory are available on {device}; {advice}"
+        )

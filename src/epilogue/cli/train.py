@@ -5,50 +5,49 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from epilogue.cli.progress import Watch
+from epilogue.cli.settings import choose_device
+from epilogue.model import num_parameters
 from epilogue.train import Evaluation, Progress, Trainer, read_recipe
 
 
 def run_train(recipe_file: Path, *, overrides: list[str], as_json: bool) -> None:
-    """Train with a progress bar on stderr; Ctrl-C saves the step reached."""
-    console = Console(stderr=True)
+    """Train with the progress on stderr and the newest checkpoint's folder on stdout; Ctrl-C saves the step reached.
+
+    Raises:
+        EpilogueError: the recipe, its data or its start cannot be used.
+    """
+    console = Console(stderr=True, highlight=False, markup=False)
     recipe = read_recipe(recipe_file, overrides=overrides)
+    choose_device(recipe.device)
     trainer = Trainer(recipe)
-    if trainer.step:
-        console.print(f"going on with {recipe.out} at step {trainer.step:,}")
+    console.print(_opening_line(trainer), style="dim", soft_wrap=True)
     results: list[dict[str, Any]] = []
-    with _bar(console) as bar:
-        task = bar.add_task("training", total=recipe.steps, completed=trainer.step, loss=float("nan"), rate=0.0)
+    with Watch(console, "training", unit="steps", total=recipe.steps, done=trainer.step) as watch:
 
         def on_step(progress: Progress) -> None:
-            bar.update(task, completed=progress.step, loss=progress.loss, rate=progress.tokens_per_s)
+            watch.update(progress.step, f"loss {progress.loss:.3f}, {progress.tokens_per_s:,.0f} tok/s")
 
         def on_evaluation(step: int, evaluation: Evaluation) -> None:
             line = f"step {step:,}: {evaluation.loss:.4f} nats/token, {evaluation.bits_per_byte:.4f} bits/byte held out"
-            bar.console.print(line, highlight=False)
+            console.print(line, soft_wrap=True)
             results.append({"step": step, "loss": evaluation.loss, "bits_per_byte": evaluation.bits_per_byte})
 
         try:
             newest = trainer.run(on_step=on_step, on_evaluation=on_evaluation)
         except KeyboardInterrupt:
-            bar.stop()
             console.print(f"stopped at step {trainer.step:,}, saved; the same command goes on from there")
             raise SystemExit(130) from None
-    if as_json:
-        print(json.dumps({"checkpoint": str(newest), "evaluations": results}))
-    else:
-        print(newest)
+    print(json.dumps({"checkpoint": str(newest), "evaluations": results}) if as_json else newest)
 
 
-def _bar(console: Console) -> Bar:
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} tok/s"),
-        TimeRemainingColumn(),
-        console=console,
-        refresh_per_second=2,
+def _opening_line(trainer: Trainer) -> str:
+    recipe, millions = trainer.recipe, num_parameters(trainer.model.config) / 1e6
+    if trainer.step >= recipe.steps:
+        return f"{recipe.out} has come to step {trainer.step:,} of {recipe.steps:,} already; there is nothing to do"
+    begin = f"going on at step {trainer.step:,} of" if trainer.step else "training"
+    return (
+        f"{begin} {recipe.out}: {millions:,.1f} million parameters on {trainer.device},"
+        f" {recipe.steps:,} steps of {recipe.batch_tokens:,} tokens, seed {recipe.seed}"
     )

@@ -1,19 +1,21 @@
 """`epilogue write`: a book in, the story's continuation out; everything that is not story goes to stderr."""
 
 import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from epilogue.checkpoint import Checkpoint, load_tokenizer
 from epilogue.cli.memory import peak_memory_bytes
-from epilogue.cli.settings import BUNDLED_BOOK, open_model
-from epilogue.engine import Engine, SamplingParams, Sequence, stream_text
-from epilogue.text import Book, TextStream, Tokenizer, read_book
+from epilogue.cli.page import Page
+from epilogue.cli.settings import BUNDLED_BOOK, in_words, name_of, open_model
+from epilogue.cli.story import Story
+from epilogue.engine import Engine, SamplingParams
+from epilogue.errors import RequestError
+from epilogue.model import num_parameters
+from epilogue.text import Book, read_book
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,125 +33,128 @@ class WriteOptions:
     sampling: Mapping[str, Any]
 
 
-@dataclass(kw_only=True)
-class _Clock:
-    """What the closing line tells."""
-
-    num_read: int = 0
-    read_s: float = 0.0
-    num_written: int = 0
-    write_s: float = 0.0
-
-
 def run_write(options: WriteOptions) -> None:
-    """Read, write, and close with a line of figures; Ctrl-C ends the story where it stands, with exit code 130."""
-    console = Console(stderr=True, highlight=False)
-    params = SamplingParams(**options.sampling)
-    book = read_book(options.book or BUNDLED_BOOK)
-    checkpoint = open_model(options.model, device=options.device, dtype=options.dtype, max_seq_len=options.max_seq_len)
-    tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
-    engine = Engine(checkpoint.model)
-    ids = tokenizer.encode(prompt_text(book, options.prompt))
-    _announce(console, engine, book, len(ids) + params.max_new_tokens)
+    """Read, write, and close with a line of figures; Ctrl-C ends the story where it stands, with exit code 130.
 
-    clock, pieces, is_cut = _Clock(), [], False
-    seed: int | None = None
-    try:
-        sequence = _read(console, engine, ids, params, clock)
-        for piece in _write(engine, sequence, params, tokenizer, options.stop, clock):
-            pieces.append(piece)
-            if not options.as_json:
-                print(piece, end="", flush=True)
-        seed = sequence.sampler.seed if sequence.sampler else None
-    except KeyboardInterrupt:
-        is_cut = True
+    Raises:
+        EpilogueError: an option, the book or the model is not usable, or the book does not fit; nothing was written.
+    """
+    console = Console(stderr=True, highlight=False, markup=False)
+    params = SamplingParams(**options.sampling)
+    _check_texts(options)
+    book = read_book(BUNDLED_BOOK if options.book is None else options.book)
+    console.print(_title_line(book), style="dim", soft_wrap=True)
+    with console.status("loading the model"):
+        checkpoint = open_model(
+            options.model, device=options.device, dtype=options.dtype, max_seq_len=options.max_seq_len
+        )
+        tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
+    opening = opening_of(options.prompt)
+    story = Story(
+        engine=Engine(checkpoint.model),
+        tokenizer=tokenizer,
+        ids=tokenizer.encode(book.text.rstrip() + "\n\n" + opening),
+        params=params,
+        stop=options.stop,
+    )
+    console.print(_model_line(options.model, checkpoint), style="dim", soft_wrap=True)
+    _note_length(console, checkpoint, len(story.ids) + params.max_new_tokens)
+    _tell(console, story, opening, is_shown=not options.as_json)
     if options.as_json:
-        print(json.dumps(_as_dict("".join(pieces), seed, clock, checkpoint), ensure_ascii=False))
-    elif pieces:
-        print()
-    console.print(_closing_line(clock, seed, checkpoint), style="dim", soft_wrap=True)
-    if is_cut:
+        print(json.dumps(_as_dict(options, book, story, checkpoint)))
+    console.print(_closing_line(story, checkpoint), style="dim", soft_wrap=True)
+    if story.ended_by == "interrupt":
         raise SystemExit(130)
 
 
-def prompt_text(book: Book, prompt: str) -> str:
-    """The book and, as a paragraph of its own behind it, the prompt.
+def opening_of(prompt: str) -> str:
+    """What stands below the book's last paragraph, before the model writes.
 
     A prompt without a small letter is a heading, and the story starts in a paragraph below it; any other is the
     beginning of the story's first paragraph.
     """
     is_heading = prompt == prompt.upper()
-    return book.text.rstrip() + "\n\n" + prompt + ("\n\n" if prompt and is_heading else "")
+    return prompt + ("\n\n" if prompt and is_heading else "")
 
 
-def _announce(console: Console, engine: Engine, book: Book, num_tokens: int) -> None:
+def _check_texts(options: WriteOptions) -> None:
+    if "" in options.stop:
+        raise RequestError("--stop is empty; give the text to end before, or leave the option out")
+    try:
+        options.prompt.encode()
+    except UnicodeEncodeError as error:  # a byte of another encoding on the command line
+        raise RequestError("--prompt is not text in this terminal's encoding; use a UTF-8 terminal") from error
+
+
+def _tell(console: Console, story: Story, opening: str, *, is_shown: bool) -> None:
+    """Read the book and write the story on the page; what was written stays there, whatever happens."""
+    page = Page()
+    try:
+        story.read(console)
+        if is_shown and page.is_terminal:
+            page.write("\n" + opening)
+        for piece in story.write(console, is_watched=not (is_shown and page.is_terminal)):
+            if is_shown:
+                page.write(piece)
+    except KeyboardInterrupt:
+        story.ended_by = "interrupt"
+    page.close()
+    if is_shown and page.is_terminal:
+        console.print()
+
+
+def _title_line(book: Book) -> str:
     by = f" by {book.author}" if book.author else ""
-    console.print(f"{book.title}{by}" if book.title else "a book without a title", style="dim", soft_wrap=True)
-    if engine.exceeds_trained_length(num_tokens):
-        trained = engine.model.config.max_seq_len
-        console.print(
-            f"note: {num_tokens:,} tokens are more than the {trained:,} this model was trained on; ALiBi reads on",
-            style="dim",
-        )
+    return f"{book.title}{by}" if book.title else "a book without a title"
 
 
-def _read(console: Console, engine: Engine, ids: list[int], params: SamplingParams, clock: _Clock) -> Sequence:
-    columns = (
-        TextColumn("reading"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens  {task.fields[rate]:,.0f} tok/s"),
-        TimeRemainingColumn(),
+def _model_line(source: str | None, checkpoint: Checkpoint) -> str:
+    config, dtype = checkpoint.config, str(checkpoint.dtype).removeprefix("torch.")
+    positions = "ALiBi" if config.attn_config.alibi else "learned positions"
+    return (
+        f"{name_of(source)}: {num_parameters(config) / 1e6:,.1f} million parameters, {config.n_layers} layers,"
+        f" {positions}; {dtype} on {checkpoint.model.device}"
     )
-    start = time.perf_counter()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=len(ids), rate=0.0)
-
-        def on_progress(done: int, total: int) -> None:
-            clock.num_read, clock.read_s = done, time.perf_counter() - start
-            bar.update(task, completed=done, rate=done / clock.read_s)
-
-        return engine.read(ids, room_tokens=params.max_new_tokens, on_progress=on_progress)
 
 
-def _write(
-    engine: Engine,
-    sequence: Sequence,
-    params: SamplingParams,
-    tokenizer: Tokenizer,
-    stop: tuple[str, ...],
-    clock: _Clock,
-) -> Iterator[str]:
-    start = time.perf_counter()
-
-    def timed() -> Iterator[int]:
-        tokens = engine.write(sequence, params, eos_id=tokenizer.eos_id, num_tokens=tokenizer.vocab_size)
-        for token_id in tokens:
-            clock.num_written, clock.write_s = clock.num_written + 1, time.perf_counter() - start
-            yield token_id
-
-    yield from stream_text(timed(), TextStream(tokenizer, stop))
+def _note_length(console: Console, checkpoint: Checkpoint, num_tokens: int) -> None:
+    trained = checkpoint.config.max_seq_len
+    if num_tokens > trained and not checkpoint.config.has_position_embedding:
+        note = f"note: {num_tokens:,} tokens are more than the {trained:,} this model was trained on; ALiBi reads on"
+        console.print(note, style="dim", soft_wrap=True)
 
 
-def _as_dict(text: str, seed: int | None, clock: _Clock, checkpoint: Checkpoint) -> dict[str, object]:
+def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkpoint) -> dict[str, object]:
     return {
-        "text": text,
-        "seed": seed,
-        "tokens_read": clock.num_read,
-        "read_s": round(clock.read_s, 3),
-        "tokens_written": clock.num_written,
-        "write_s": round(clock.write_s, 3),
+        "text": "".join(story.pieces),
+        "seed": story.seed,
+        "ended_by": story.ended_by,
+        "title": book.title,
+        "author": book.author,
+        "prompt": options.prompt,
+        "model": options.model or checkpoint.directory.name,
+        "device": str(checkpoint.model.device),
+        "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "tokens_read": story.num_read,
+        "read_s": round(story.read_s, 3),
+        "tokens_written": story.num_written,
+        "write_s": round(story.write_s, 3),
         "peak_memory_bytes": peak_memory_bytes(checkpoint.model.device),
     }
 
 
-def _closing_line(clock: _Clock, seed: int | None, checkpoint: Checkpoint) -> str:
+def _closing_line(story: Story, checkpoint: Checkpoint) -> str:
     parts = []
-    if clock.num_read:
-        rate = clock.num_read / clock.read_s
-        parts.append(f"read {clock.num_read:,} tokens in {clock.read_s:.1f} s ({rate:,.0f} tok/s)")
-    if clock.num_written:
-        parts.append(f"wrote {clock.num_written:,} at {clock.write_s / clock.num_written:.3f} s a token")
-    parts.append(f"peak memory {peak_memory_bytes(checkpoint.model.device) / 2**30:.2f} GiB")
-    if seed is not None:
-        parts.append(f"seed {seed}")
+    if story.num_read < len(story.ids):
+        parts.append(f"stopped after {story.num_read:,} of {len(story.ids):,} tokens of the book; nothing was written")
+    elif story.num_read:
+        rate = story.num_read / story.read_s
+        parts.append(f"read {story.num_read:,} tokens in {story.read_s:.1f} s ({rate:,.0f} tok/s)")
+    if story.num_written:
+        parts.append(f"wrote {story.num_written:,} at {story.write_s / story.num_written:.3f} s a token")
+    elif story.ended_by != "interrupt":
+        parts.append("the model ended the book here and wrote nothing; try another --seed or --prompt")
+    parts.append(f"peak memory {in_words(peak_memory_bytes(checkpoint.model.device))}")
+    if story.seed is not None:
+        parts.append(f"seed {story.seed}")
     return "; ".join(parts)

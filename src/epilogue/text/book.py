@@ -31,8 +31,8 @@ class Book:
     """A book as it is handed to a tokenizer.
 
     Attributes:
-        title: from the file's own description, else its name, else empty.
-        author: from the file's own description, else empty.
+        title: from the file's own description, else from a title page of two paragraphs, else its name, else empty.
+        author: from the same description or title page, else empty.
         chapters: in reading order; together they are the whole text.
         source: where it came from: a path, ``gutenberg:ID`` or ``-``.
     """

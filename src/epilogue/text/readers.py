@@ -22,6 +22,8 @@ _MAX_FILE_BYTES = 512 * 2**20
 _HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
 _HTML_START = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html)\b", re.I | re.S)
+_LONGEST_TITLE = 100  # characters of the line above "by NAME"
+_BY_LINE = re.compile(r"by\s+(\S[^\n]{0,80}?(?:[^\W_]|\b[A-Z]\.|\b[JS]r\.))", re.I)
 _HTML_TITLE = re.compile(r"(?:the\s+)?project\s+gutenberg\s+e-?(?:book|text)\s+of\s+(.+?)(?:,\s+by\s+(.+?))?\.?$", re.I)
 
 
@@ -80,6 +82,9 @@ def _book(data: bytes, source: str, *, suffix: str, fallback_title: str, called:
             blocks, title, author = _from_markdown(text)
         else:
             blocks, title, author = _from_text(text)
+    if not title:
+        title, name = _title_page(blocks)
+        author = author or name
     chapters = make_chapters(blocks, title)
     if not chapters:
         raise BookError(f"{called} has no text in it; give a book's file")
@@ -108,6 +113,14 @@ def _from_html(text: str) -> tuple[list[Block], str, str]:
     if match := _HTML_TITLE.match(title):
         title, author = match[1], author or match[2] or ""
     return blocks, credits.title or title, credits.author or author
+
+
+def _title_page(blocks: list[Block]) -> tuple[str, str]:
+    """Title and author where the text itself opens with one line and, as the next paragraph, "by NAME"."""
+    if len(blocks) < 3 or "\n" in blocks[0].text or len(blocks[0].text) > _LONGEST_TITLE:
+        return "", ""
+    match = _BY_LINE.fullmatch(blocks[1].text)
+    return (blocks[0].text, match[1]) if match else ("", "")
 
 
 def _without_licence(blocks: list[Block]) -> tuple[list[Block], Credits]:

@@ -1,0 +1,158 @@
+"""The verbs; each one's work is in a file of its own, which is imported when it runs, its options are in options.py.
+
+So `epilogue --help` answers before torch could be imported.
+"""
+
+from typing import Annotated
+
+import typer
+
+import epilogue
+from epilogue.cli import options
+
+app = typer.Typer(
+    name="epilogue",
+    help="Read a whole novel and write what comes next, on this machine.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"epilogue {epilogue.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; for any verb.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    # main() reads --debug from the arguments: errors must be caught outside every verb.
+    del debug, version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def write(
+    book: options.Book = None,
+    model: options.Model = None,
+    prompt: options.Prompt = "EPILOGUE",
+    max_new_tokens: options.MaxNewTokens = 400,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = 0.05,
+    repetition_penalty: options.RepetitionPenalty = 1.1,
+    repetition_range: options.RepetitionRange = 512,
+    stop: options.Stop = None,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    json: options.Json = False,
+) -> None:
+    """Read a book and write what comes next.
+
+    Only the story goes to stdout. Ctrl-C stops and keeps what was written.
+
+    Examples:
+
+      epilogue write
+
+      epilogue write gatsby.epub --seed 7 > epilogue.txt
+
+      epilogue write novel.txt --prompt "In the morning" --stop "THE END"
+
+      epilogue write gutenberg:64317 --model ./mpt-7b-storywriter
+    """
+    from epilogue.cli.write import WriteOptions, run_write
+
+    run_write(
+        WriteOptions(
+            book=book, model=model, prompt=prompt, stop=tuple(stop or ()), device=device, dtype=dtype,
+            max_seq_len=max_seq_len, as_json=json,
+            sampling={
+                "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+                "min_p": min_p, "repetition_penalty": repetition_penalty,
+                "repetition_range_tokens": repetition_range, "seed": seed,
+            },
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def info(
+    model: options.ModelOrSize = None,
+    json: options.Json = False,
+) -> None:
+    """Show a model's architecture and what it costs to run.
+
+    No weights are fetched or read.
+    """
+    from epilogue.cli.info import run_info
+
+    run_info(model, as_json=json)
+
+
+@app.command()
+def prepare(
+    sources: options.Sources,
+    out: options.Out,
+    tokenizer: options.GivenTokenizer = None,
+    vocab_size: options.VocabSize = 8192,
+) -> None:
+    """Turn books into token shards to train on.
+
+    Example:
+
+      epilogue prepare novels/ --out shards/train
+    """
+    from epilogue.cli.prepare import run_prepare
+
+    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size)
+
+
+@app.command(short_help="Train a model by a recipe, or go on with a run.")
+def train(
+    recipe: options.Recipe,
+    set_: options.Settings = None,
+    json: options.Json = False,
+) -> None:
+    """Train a model by a recipe, or go on with a run that was interrupted.
+
+    Ctrl-C saves the step reached; the same command goes on from there. The newest checkpoint's folder goes to stdout.
+
+    Example:
+
+      epilogue train recipes/epilogue-tiny-2k.yaml --set steps=100
+    """
+    from epilogue.cli.train import run_train
+
+    run_train(recipe, overrides=set_ or [], as_json=json)
+
+
+@app.command()
+def evaluate(
+    texts: options.Texts,
+    model: options.Model = None,
+    context: options.Context = 65536,
+    books: options.NumBooks = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+) -> None:
+    """Measure bits per byte, and loss by position in the book.
+
+    Fewer bits are better. A model that uses what it has read needs fewer of them further into a book.
+    """
+    from epilogue.cli.evaluate import run_evaluate
+
+    run_evaluate(texts, model=model, context_tokens=context, max_books=books, device=device, dtype=dtype, as_json=json)

@@ -1,0 +1,136 @@
+"""The options of the verbs, with their help. Defaults stand in commands.py, where each verb takes what it needs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_BOOKS = ".jsonl, .jsonl.zst and book files, or folders of them."
+
+# Of several verbs.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="DIR|OWNER/NAME", help="A checkpoint's folder or hub id; the bundled model if left out."
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps; auto is the fastest there is.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16; auto is bfloat16 on CUDA, float32 elsewhere.",
+    ),
+]
+
+# Of `write`.
+Book = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="BOOK",
+        help="A .txt, .md, .html or .epub file, gutenberg:ID, or - for standard input; the bundled story if left out.",
+    ),
+]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        "--prompt",
+        metavar="TEXT",
+        help="What stands below the book before the model writes: a heading if it has no small letter, else the first"
+        " words of the next paragraph; '' for nothing.",
+    ),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Write so many tokens at most.")
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--temperature", metavar="X", help="Higher is bolder, lower is safer; 0 always takes the likeliest token."
+    ),
+]
+TopK = Annotated[int, typer.Option("--top-k", metavar="N", help="Choose among the N likeliest tokens; 0 turns it off.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        help="Choose among the likeliest tokens that together have this probability; 1 turns it off.",
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        metavar="X",
+        help="Leave out tokens less likely than this share of the likeliest one's probability; 0 turns it off.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        "--repetition-penalty", metavar="X", help="Above 1 makes tokens used lately less likely; 1 turns it off."
+    ),
+]
+RepetitionRange = Annotated[
+    int,
+    typer.Option("--repetition-range", metavar="N", help="How many of the last tokens count as lately; 0 for all."),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be given again.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="The same seed writes the same text; drawn and told if left out."),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(
+        "--max-seq-len",
+        metavar="N",
+        min=1,
+        help="In place of the checkpoint's own; a model with ALiBi reads past it anyway.",
+    ),
+]
+
+# Of `info`.
+ModelOrSize = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint's folder, its hub id, or a named size such as mpt-7b; the bundled model if left out.",
+    ),
+]
+
+# Of `prepare`.
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help=_BOOKS)]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The folder of shards to make; it must not be there yet.")
+]
+GivenTokenizer = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="PATH", help="A tokenizer.json or a folder with one; learned if left out."),
+]
+VocabSize = Annotated[
+    int, typer.Option("--vocab-size", metavar="N", min=258, help="How many tokens a learned vocabulary has.")
+]
+
+# Of `train`.
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; recipes/ has some.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="In place of the recipe's, as optimizer.name=adamw; may be given again."
+    ),
+]
+
+# Of `evaluate`.
+Texts = Annotated[list[Path], typer.Argument(metavar="BOOK", help=f"Books the model has not seen: {_BOOKS}")]
+Context = Annotated[
+    int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
+]
+NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]

@@ -1,0 +1,76 @@
+"""One story as it is told: the book is read, the continuation written, and the figures of both are kept."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rich.console import Console
+
+from epilogue.cli.progress import Watch
+from epilogue.engine import Engine, SamplingParams, Sequence, stream_text
+from epilogue.text import TextStream, Tokenizer
+
+
+@dataclass(kw_only=True)
+class Story:
+    """What goes in, and how far it has come; at every moment true, also after Ctrl-C."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    ids: list[int]
+    """The book, and the opening of what comes next."""
+    params: SamplingParams
+    stop: tuple[str, ...]
+
+    num_read: int = 0
+    read_s: float = 0.0
+    num_written: int = 0
+    write_s: float = 0.0
+    pieces: list[str] = field(default_factory=list)
+    """The text that was written."""
+    ended_by: Literal["length", "stop", "end_of_text", "interrupt"] = "length"
+    _sequence: Sequence | None = None
+
+    @property
+    def seed(self) -> int | None:
+        """The seed in effect; None if writing has not begun."""
+        sampler = self._sequence.sampler if self._sequence else None
+        return sampler.seed if sampler else None
+
+    def read(self, console: Console) -> None:
+        """Have the model read the book.
+
+        Raises:
+            CapacityError: it does not fit; said before anything is read.
+        """
+        start = time.perf_counter()
+        with Watch(console, "reading", unit="tokens", total=len(self.ids)) as watch:
+
+            def on_progress(done: int, total: int) -> None:
+                del total
+                self.num_read, self.read_s = done, time.perf_counter() - start
+                watch.update(done, f"{done / self.read_s:,.0f} tok/s")
+
+            self._sequence = self.engine.read(self.ids, room_tokens=self.params.max_new_tokens, on_progress=on_progress)
+
+    def write(self, console: Console, *, is_watched: bool) -> Iterator[str]:
+        """Have the model write, piece by piece; ``read`` comes first."""
+        stream = TextStream(self.tokenizer, self.stop)
+        with Watch(console, "writing", unit="tokens", total=self.params.max_new_tokens, is_shown=is_watched) as watch:
+            for piece in stream_text(self._tokens(watch), stream):
+                self.pieces.append(piece)
+                yield piece
+        if stream.stopped:
+            self.ended_by = "stop"
+        elif self.num_written < self.params.max_new_tokens:
+            self.ended_by = "end_of_text"
+
+    def _tokens(self, watch: Watch) -> Iterator[int]:
+        assert self._sequence is not None
+        start = time.perf_counter()
+        eos_id, num_tokens = self.tokenizer.eos_id, self.tokenizer.vocab_size
+        for token_id in self.engine.write(self._sequence, self.params, eos_id=eos_id, num_tokens=num_tokens):
+            self.num_written, self.write_s = self.num_written + 1, time.perf_counter() - start
+            watch.update(self.num_written)
+            yield token_id
