@@ -4,6 +4,7 @@
     ├── BookError         text that cannot be read as a book
     ├── ShardError        a shard file damaged, truncated or of another version
     ├── RecipeError       a training recipe with an unknown or impossible setting
+    ├── TrainingError     a run that cannot go on: its loss is no longer a number
     ├── CheckpointError   a tensor missing, unknown or misshapen; a setting this program does not run
     ├── CapacityError     more tokens than memory holds
     └── RequestError      a request's field out of range
@@ -27,6 +28,10 @@ class ShardError(EpilogueError):
 
 class RecipeError(EpilogueError):
     """A training recipe has an unknown key or an impossible value."""
+
+
+class TrainingError(EpilogueError):
+    """A training run cannot go on."""
 
 
 class CheckpointError(EpilogueError):

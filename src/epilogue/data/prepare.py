@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from epilogue.data.shards import Shards, ShardWriter
+from epilogue.data.shards import Shards, ShardWriter, require_absent
 from epilogue.data.sources import iterate_documents
 from epilogue.errors import BookError
 from epilogue.text import Tokenizer, train_tokenizer
@@ -34,6 +34,7 @@ def prepare_shards(
         BookError: a source cannot be read, or there is no book.
         ShardError: the folder exists.
     """
+    require_absent(Path(folder))  # learning a vocabulary takes minutes
     if tokenizer is None:
         texts = (document.text for document in islice(iterate_documents(sources), _VOCABULARY_BOOKS))
         tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
@@ -45,6 +46,8 @@ def prepare_shards(
         on_book(document.title, len(ids))
         num_books += 1
     if not num_books:
-        raise BookError(f"no book in {', '.join(map(str, sources))}")
+        raise BookError(
+            f"there is no book in {', '.join(map(str, sources)) or 'nothing'}; give files or folders of books"
+        )
     writer.finish()
     return Shards(folder)

@@ -1,4 +1,4 @@
-"""Loss by position in the book: bits per byte, and whether a token far in is predicted better than one near the start."""
+"""Loss by position in the book: bits per byte, and whether a token far in is predicted better than an early one."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from epilogue.errors import BookError
+from epilogue.errors import BookError, RequestError
 from epilogue.model import MPT
 from epilogue.text import Tokenizer
 
+# The fewest tokens that stand before the predicted ones of each bucket.
 EDGES = (0, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 # Tokens whose logits are in memory at once: V numbers each.
 _HEAD_TOKENS = 4096
@@ -19,7 +20,7 @@ _HEAD_TOKENS = 4096
 
 @dataclass(kw_only=True)
 class LossByPosition:
-    """Sums over books, by how many tokens stand before the predicted one."""
+    """Sums over books, by how many tokens stand before the predicted one; an entry of each list a bucket of EDGES."""
 
     nats: list[float] = field(default_factory=lambda: [0.0] * len(EDGES))
     num_tokens: list[int] = field(default_factory=lambda: [0] * len(EDGES))
@@ -47,7 +48,12 @@ def token_losses(model: MPT, ids: list[int]) -> Tensor:
     """loss_T in nats on the CPU, fp32: how surprising every token but the first was, given all before it.
 
     One pass over the whole text: attention memory grows with its length, logits are taken in pieces.
+
+    Raises:
+        ValueError: fewer than two ids.
     """
+    if len(ids) < 2:
+        raise ValueError(f"token_losses needs two ids or more, got {len(ids)}")
     ids_BT = torch.tensor([ids], device=model.device)
     x_BTC = model.transformer(ids_BT[:, :-1])
     losses: list[Tensor] = []
@@ -77,7 +83,18 @@ def loss_by_position(
 
     Raises:
         BookError: no text has two tokens.
+        RequestError: a context that is longer than the model's learned positions.
+        ValueError: a context below two tokens.
+
+    The first token of a text is given and not predicted: neither its loss nor its bytes count.
     """
+    if context_tokens < 2:
+        raise ValueError(f"context_tokens must be at least 2, got {context_tokens}")
+    if model.config.has_position_embedding and context_tokens > model.config.max_seq_len:
+        raise RequestError(
+            f"a context of {context_tokens} tokens is asked for and the model has learned positions for "
+            f"{model.config.max_seq_len}; ask for at most that"
+        )
     sums = LossByPosition()
     for text in texts:
         ids = tokenizer.encode(text)[:context_tokens]
@@ -91,10 +108,11 @@ def loss_by_position(
 
 
 def _add(sums: LossByPosition, loss_T: Tensor, sizes: list[int]) -> None:
+    """Add one book: loss_T[i] and sizes[i], its bytes, are of a token with i + 1 tokens before it."""
     sums.num_books += 1
-    ends = (*EDGES[1:], max(len(loss_T), EDGES[-1]) + 1)
-    for bucket, (start, end) in enumerate(zip(EDGES, ends, strict=True)):
-        part = loss_T[start:end]
+    bounds = [edge - 1 for edge in EDGES[1:]]
+    for bucket, (start, end) in enumerate(zip([0, *bounds], [*bounds, len(loss_T)], strict=True)):
+        part = loss_T[start : max(start, end)]
         sums.nats[bucket] += part.double().sum().item()
         sums.num_tokens[bucket] += len(part)
         sums.num_bytes[bucket] += sum(sizes[start:end])

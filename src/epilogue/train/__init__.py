@@ -2,6 +2,7 @@
 
 from epilogue.train.loop import Progress, Trainer
 from epilogue.train.metrics import Evaluation
-from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe, read_recipe
+from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
+from epilogue.train.recipe_reading import read_recipe
 
 __all__ = ["Evaluation", "ModelRecipe", "OptimizerRecipe", "Progress", "Recipe", "Trainer", "read_recipe"]

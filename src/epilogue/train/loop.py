@@ -1,6 +1,7 @@
 """The training loop: one device, gradient accumulation, resumable to the bit."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import load_checkpoint
 from epilogue.data import Shards, WindowLoader
-from epilogue.errors import RecipeError
-from epilogue.model import MPT
-from epilogue.train.metrics import Evaluation, Speed, evaluate
+from epilogue.errors import RecipeError, TrainingError
+from epilogue.train.interrupts import interrupts_held
+from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
 from epilogue.train.recipe import Recipe
-from epilogue.train.run_state import append_log, newest_step, resume_run, save_run
+from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run
 from epilogue.train.schedule import learning_rate_factor
+from epilogue.train.start import make_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,9 @@ class Progress:
     """Steps done."""
     steps: int
     loss: float
-    """Nats a token over the steps since the last report."""
+    """Nats a token of this step's batch, before its update."""
     tokens_per_s: float
+    """Of this step, saving and evaluation not counted."""
     learning_rate: float
 
 
@@ -36,24 +38,31 @@ class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
     Weights are fp32; on CUDA the arithmetic of matrices and attention is bf16 by autocast. The state after a step
-    depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one.
+    depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on
+    CUDA as far as its kernels repeat themselves).
 
     Raises:
-        RecipeError: the recipe cannot be run; ShardError, CheckpointError: its data or start cannot be read.
+        RecipeError: the recipe cannot be run, or the run found was made by one with another model.
+        ShardError, CheckpointError: its data, its start or the run found cannot be read.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.out = Path(recipe.out)
         self.device = _device(recipe)
-        self.train_shards, self.validation_shards = Shards(recipe.train_shards), Shards(recipe.validation_shards)
-        if self.train_shards.tokenizer.fingerprint != self.validation_shards.tokenizer.fingerprint:
-            raise RecipeError(f"{recipe.train_shards} and {recipe.validation_shards} have different tokenizers")
-        self.model = _start(recipe, self.train_shards.tokenizer.vocab_size).to(self.device)
-        if self.model.config.attn_config.attn_pdrop:
-            raise RecipeError("attn_pdrop is not 0; dropout of attention weights is not trained here")
+        self._shards, held_out = Shards(recipe.train_shards), Shards(recipe.validation_shards)
+        if self._shards.tokenizer.fingerprint != held_out.tokenizer.fingerprint:
+            raise RecipeError(
+                f"{recipe.train_shards} and {recipe.validation_shards} have different tokenizers; "
+                "prepare one with the other's (--tokenizer)"
+            )
+        rows = recipe.batch_tokens // recipe.context_tokens
+        self._windows = WindowLoader(self._shards, num_tokens=recipe.context_tokens, batch=rows, seed=recipe.seed)
+        self._held_out = WindowLoader(held_out, num_tokens=recipe.context_tokens, batch=1)
+        newest = newest_step(self.out)
+        self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
-        self.step = resume_run(self.out, self.model, self.optimizers)
+        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
         should_compile = recipe.compile and self.device == "cuda"
         self._loss: Callable[[Tensor, Tensor], Tensor] = (
             torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
@@ -65,25 +74,28 @@ class Trainer:
         on_step: Callable[[Progress], None] = lambda progress: None,
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
     ) -> Path:
-        """Train to the recipe's last step and return the newest checkpoint.
+        """Train to the recipe's last step and return the newest checkpoint; nothing is left to do in a finished run.
 
-        KeyboardInterrupt saves the step reached and is raised again.
+        KeyboardInterrupt saves the step reached and is raised again. A save comes before the evaluation of its step,
+        so one that is interrupted is not made up for.
+
+        Raises:
+            TrainingError: loss or gradients are no longer finite; the weights are as the last good step left them.
+            CheckpointError: a checkpoint cannot be written.
         """
-        recipe = self.recipe
-        loader = WindowLoader(
-            self.train_shards,
-            num_tokens=recipe.context_tokens,
-            batch=recipe.batch_tokens // recipe.context_tokens,
-            seed=recipe.seed,
-        )
-        batches = loader.batches(start=self.step)
-        speed = Speed()
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.step < self.recipe.steps:
+            log_resumption(self.out, self.step)
+        batches = self._windows.batches(start=self.step)
         try:
-            while self.step < recipe.steps:
+            while self.step < self.recipe.steps:
+                started_s = time.perf_counter()
                 loss = self._train_step(*next(batches))
-                speed.count(recipe.batch_tokens)
-                on_step(self._progress(loss, speed))
-                self._evaluate_and_save(on_evaluation)
+                on_step(self._report(loss, time.perf_counter() - started_s))
+                if self._is_due(self.recipe.save_every_steps):
+                    self._save()
+                if self._is_due(self.recipe.evaluate_every_steps):
+                    on_evaluation(self.step, self._evaluate_and_log())
         except KeyboardInterrupt:
             self._save()
             raise
@@ -91,72 +103,69 @@ class Trainer:
         assert newest is not None
         return newest
 
-    def _train_step(self, ids_BT: Tensor, targets_BT: Tensor) -> float:
-        recipe = self.recipe
-        rows = recipe.micro_batch_tokens // recipe.context_tokens
-        micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for ids, targets in micro_batches:
-            with self._autocast():
-                loss = self._loss(self._move(ids), self._move(targets)) / len(micro_batches)
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
-        set_learning_rate(self.optimizers, self._learning_rate())
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return total.item()
-
-    def _progress(self, loss: float, speed: Speed) -> Progress:
-        if not math.isfinite(loss):
-            raise RecipeError(f"the loss is {loss} at step {self.step}; go on from an older step with a lower rate")
-        progress = Progress(
-            step=self.step,
-            steps=self.recipe.steps,
-            loss=loss,
-            tokens_per_s=speed.look(),
-            learning_rate=self.optimizers[0].param_groups[0]["lr"],
-        )
-        self.out.mkdir(parents=True, exist_ok=True)
-        append_log(self.out, {"step": self.step, "loss": round(loss, 5), "tokens_per_s": round(progress.tokens_per_s)})
-        return progress
-
-    def _evaluate_and_save(self, on_evaluation: Callable[[int, Evaluation], None]) -> None:
-        is_last = self.step == self.recipe.steps
-        if is_last or self.step % self.recipe.evaluate_every_steps == 0:
-            evaluation = self.evaluate()
-            append_log(
-                self.out,
-                {"step": self.step, "bits_per_byte": evaluation.bits_per_byte, "validation_loss": evaluation.loss},
-            )
-            on_evaluation(self.step, evaluation)
-        if is_last or self.step % self.recipe.save_every_steps == 0:
-            self._save()
-
     def evaluate(self) -> Evaluation:
         """Loss on the held-out shards at the recipe's context length."""
         self.model.eval()
         with self._autocast():
-            return evaluate(
-                self.model.loss,
-                self.validation_shards,
-                context_tokens=self.recipe.context_tokens,
-                num_tokens=self.recipe.evaluate_tokens,
-                device=self.device,
+            return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
+
+    def _train_step(self, ids_BT: Tensor, targets_BT: Tensor) -> float:
+        """One optimizer step, whole or not at all; the loss before it."""
+        loss = self._accumulate_gradients(ids_BT, targets_BT)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        loss_before, norm_before = torch.stack([loss, norm]).tolist()
+        if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
+            raise TrainingError(
+                f"step {self.step + 1} has a loss of {loss_before} and gradients of norm {norm_before}, and was not "
+                f"taken; lower optimizer.learning_rate or raise warmup_steps, and remove steps from {self.out} to go "
+                "on from before the trouble began"
             )
+        set_learning_rate(self.optimizers, self._learning_rate())
+        with interrupts_held():
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.step += 1
+        self.model.zero_grad(set_to_none=True)
+        return float(loss_before)
+
+    def _accumulate_gradients(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Gradients of the mean loss over the batch, which is returned, one micro-batch after the other."""
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
+        rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
+        micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
+        total = torch.zeros((), device=self.device)
+        for ids, targets in micro_batches:
+            with self._autocast():
+                loss = self._loss(ids.to(self.device), targets.to(self.device)) / len(micro_batches)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _report(self, loss: float, time_s: float) -> Progress:
+        progress = Progress(
+            step=self.step,
+            steps=self.recipe.steps,
+            loss=loss,
+            tokens_per_s=self.recipe.batch_tokens / max(time_s, 1e-9),
+            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+        )
+        append_log(self.out, {"step": self.step, "loss": round(loss, 5), "tokens_per_s": round(progress.tokens_per_s)})
+        return progress
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self.step == self.recipe.steps or self.step % every_steps == 0
+
+    def _evaluate_and_log(self) -> Evaluation:
+        evaluation = self.evaluate()
+        append_log(
+            self.out, {"step": self.step, "bits_per_byte": evaluation.bits_per_byte, "validation_loss": evaluation.loss}
+        )
+        return evaluation
 
     def _save(self) -> None:
-        save_run(
-            self.out,
-            self.model,
-            self.optimizers,
-            step=self.step,
-            tokenizer_file=Path(self.recipe.train_shards) / "tokenizer.json",
-            dtype=torch.float32,
-        )
+        save_run(self.out, self.model, self.optimizers, step=self.step, tokenizer_file=self._shards.tokenizer_file)
 
     def _learning_rate(self) -> float:
         return self.recipe.optimizer.learning_rate * learning_rate_factor(
@@ -169,22 +178,9 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda")
 
-    def _move(self, ids_BT: Tensor) -> Tensor:
-        return ids_BT.to(self.device, non_blocking=True)
-
 
 def _device(recipe: Recipe) -> str:
-    if recipe.device != "auto":
-        return recipe.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _start(recipe: Recipe, vocab_size: int) -> MPT:
-    config = recipe.model.config(vocab_size, recipe.context_tokens)
-    model = MPT(config)
-    if recipe.model.initialize_from is None:
-        model.init_weights(seed=recipe.seed)
-    else:
-        start = load_checkpoint(recipe.model.initialize_from, dtype=torch.float32)
-        model.load_state_dict(start.model.state_dict())
-    return model
+    has_cuda = torch.cuda.is_available()
+    if recipe.device == "cuda" and not has_cuda:
+        raise RecipeError("device is cuda, which is not on this machine; choose cpu or auto")
+    return ("cuda" if has_cuda else "cpu") if recipe.device == "auto" else recipe.device

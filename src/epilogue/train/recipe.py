@@ -1,12 +1,9 @@
-"""A training run as a YAML file, read strictly: an unknown key is an error that names the nearest known one."""
+"""What a training run is: frozen settings that are checked when they are made."""
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-import yaml
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from epilogue.errors import CheckpointError, RecipeError
 from epilogue.model import NAMED_SIZES, MPTConfig, config_from_dict, config_to_dict
@@ -23,16 +20,35 @@ class ModelRecipe:
     initialize_from: str | None = None
     """A checkpoint whose weights are the start; fresh ones if None."""
 
-    def config(self, vocab_size: int, context_tokens: int) -> MPTConfig:
-        """The architecture, for this vocabulary and at least this context."""
+    def __post_init__(self) -> None:
         if self.size not in NAMED_SIZES:
             raise RecipeError(f"model.size is {self.size!r}; known are {', '.join(NAMED_SIZES)}")
+        if not isinstance(self.set.get("attn_config", {}), Mapping):
+            raise RecipeError(f"model.set.attn_config is {self.set['attn_config']!r}, wanted a table of settings")
+
+    def config(self, vocab_size: int, context_tokens: int) -> MPTConfig:
+        """The architecture, for this vocabulary and at least this context.
+
+        Raises:
+            RecipeError: ``set`` has an unknown key or an impossible value, or makes the model too small for either.
+        """
         raw = config_to_dict(replace(NAMED_SIZES[self.size], vocab_size=vocab_size, max_seq_len=context_tokens))
         attention = raw["attn_config"] | dict(self.set.get("attn_config", {}))
         try:
-            return config_from_dict(raw | dict(self.set) | {"attn_config": attention}, where="model.set")
+            config = config_from_dict(raw | dict(self.set) | {"attn_config": attention}, where="model.set")
         except CheckpointError as error:
             raise RecipeError(str(error)) from error
+        for name, least in (("vocab_size", vocab_size), ("max_seq_len", context_tokens)):
+            if getattr(config, name) < least:
+                raise RecipeError(
+                    f"model.set.{name} is {getattr(config, name)}, but the run needs {least}; leave it out"
+                )
+        if config.attn_config.attn_pdrop:
+            raise RecipeError(
+                f"model.set.attn_config.attn_pdrop is {config.attn_config.attn_pdrop}; dropout of attention weights "
+                "is not trained here, set it to 0"
+            )
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +60,26 @@ class OptimizerRecipe:
     """Peak, in AdamW's units."""
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averages of gradients and of their squares."""
     momentum: float = 0.95
+    """Muon's average of gradients."""
     clip_norm: float = 1.0
     """Largest norm of all gradients together; larger ones are scaled down."""
+
+    def __post_init__(self) -> None:
+        _require(self, "optimizer.", "learning_rate clip_norm", "above 0", lambda x: 0 < x < math.inf)
+        _require(self, "optimizer.", "weight_decay", "0 or more", lambda x: 0 <= x < math.inf)
+        _require(self, "optimizer.", "momentum", "in [0, 1)", lambda x: 0 <= x < 1)
+        _require(self, "optimizer.", "betas", "two numbers in [0, 1)", lambda pair: all(0 <= x < 1 for x in pair))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run: a model, its data, a context length, a number of steps."""
+    """One run: a model, its data, a context length, a number of steps.
+
+    Raises:
+        RecipeError: a value that cannot be run.
+    """
 
     train_shards: str
     validation_shards: str
@@ -60,9 +88,9 @@ class Recipe:
     steps: int
     context_tokens: int = 2048
     batch_tokens: int = 262_144
-    """Tokens an optimizer step sees; a multiple of context_tokens."""
+    """Tokens an optimizer step sees; a multiple of micro_batch_tokens."""
     micro_batch_tokens: int = 65_536
-    """Tokens a forward pass sees: memory against speed, no effect on the result but rounding."""
+    """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     warmup_steps: int = 100
@@ -70,6 +98,7 @@ class Recipe:
     """Share of the steps, at the end, in which the learning rate falls to zero."""
     evaluate_every_steps: int = 500
     evaluate_tokens: int = 262_144
+    """Held-out tokens of an evaluation; all of them if there are fewer."""
     save_every_steps: int = 500
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,8 +106,12 @@ class Recipe:
     """On CUDA only: fuse everything around attention by torch.compile."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise RecipeError(f"steps must be at least 1, got {self.steps}")
+        sizes = "steps context_tokens batch_tokens micro_batch_tokens"
+        intervals = "evaluate_every_steps evaluate_tokens save_every_steps"
+        _require(self, "", f"{sizes} {intervals}", "at least 1", lambda x: x >= 1)
+        _require(self, "", "warmup_steps", "0 or more", lambda x: x >= 0)
+        _require(self, "", "seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
+        _require(self, "", "cooldown_share", "from 0 to 1", lambda x: 0 <= x <= 1)
         if self.batch_tokens % self.micro_batch_tokens or self.micro_batch_tokens % self.context_tokens:
             raise RecipeError(
                 f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens {self.micro_batch_tokens}, "
@@ -86,80 +119,8 @@ class Recipe:
             )
 
 
-def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe, with ``a.b=c`` settings over it (c as in YAML).
-
-    Raises:
-        RecipeError: no such file, no YAML, an unknown or missing key, or a value of the wrong kind.
-    """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"the recipe {path} cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"the recipe {path} must be a table of settings")
-    for setting in overrides:
-        _override(raw, setting)
-    recipe = _build(Recipe, raw, "")
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def _override(raw: dict[str, Any], setting: str) -> None:
-    path, equals, value = setting.partition("=")
-    if not equals:
-        raise RecipeError(f"--set takes key=value, got {setting!r}")
-    *parents, last = path.split(".")
-    for name in parents:
-        raw = raw.setdefault(name, {})
-        if not isinstance(raw, dict):
-            raise RecipeError(f"--set {setting}: {name} is no table")
-    raw[last] = yaml.safe_load(value)
-
-
-def _build(kind: type[Any], raw: Any, where: str) -> Any:
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{where or 'the recipe'} must be a table of settings, got {raw!r}")
-    hints = get_type_hints(kind)
-    for name in raw:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(hints)}"
-            raise RecipeError(f"unknown key {where}{name}{hint}")
-    for f in fields(kind):
-        if f.name not in raw and f.default is MISSING and f.default_factory is MISSING:
-            raise RecipeError(f"the key {where}{f.name} is missing")
-    return kind(**{name: _convert(hints[name], value, f"{where}{name}") for name, value in raw.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint in (ModelRecipe, OptimizerRecipe):
-        return _build(hint, value, f"{where}.")
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        fits, wanted = value in arguments, " or ".join(map(str, arguments))
-    elif origin is tuple:
-        fits, wanted = isinstance(value, list) and len(value) == len(arguments), f"{len(arguments)} numbers"
-        value = tuple(map(float, value)) if fits else value
-    elif hint is float:
-        value = _number(value)
-        fits, wanted = isinstance(value, float), "a number"
-    elif hint in (int, bool, str):
-        fits, wanted = type(value) is hint, f"a value of type {hint.__name__}"
-    elif origin is Mapping:
-        fits, wanted = isinstance(value, dict), "a table of settings"
-    else:
-        fits, wanted = value is None or isinstance(value, str), "a path or null"
-    if not fits:
-        raise RecipeError(f"{where} is {value!r}, wanted {wanted}")
-    return value
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 4e-3 as a string; take it for the number it is."""
-    try:
-        return value if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return value
+def _require(settings: Any, where: str, names: str, wanted: str, fits: Any) -> None:
+    for name in names.split():
+        value = getattr(settings, name)
+        if not fits(value):
+            raise RecipeError(f"{where}{name} must be {wanted}, got {value}")

@@ -1,6 +1,8 @@
-"""A run's folder: step checkpoints that are complete or absent, and the newest of them to go on from."""
+"""A run's folder: step checkpoints that are complete or absent, the newest of them to go on from, and the log."""
 
 import json
+import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,53 +10,81 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from epilogue.checkpoint import load_checkpoint, save_checkpoint
-from epilogue.errors import CheckpointError
-from epilogue.model import MPT
+from epilogue.checkpoint import load_checkpoint, load_config, save_checkpoint
+from epilogue.data.publish import begin_folder, publish_folder, remove_folder
+from epilogue.errors import CheckpointError, RecipeError
+from epilogue.model import MPT, MPTConfig, config_to_dict
 
 _STATE = "training_state.pt"
+_LOG = "log.jsonl"
 _KEEP = 2
+_STEP = re.compile(r"step-(\d{7,})")
+# What a config says besides the arithmetic and the shapes.
+_ASIDE = {"attn_impl", "init_config", "use_cache"}
 
 
-def save_run(
-    folder: Path, model: MPT, optimizers: list[Optimizer], *, step: int, tokenizer_file: Path, dtype: torch.dtype
-) -> Path:
-    """Save model and optimizers as ``folder/step-N``, then drop all but the newest two.
+def save_run(folder: Path, model: MPT, optimizers: list[Optimizer], *, step: int, tokenizer_file: Path) -> Path:
+    """Save model (fp32) and optimizers as ``folder/step-N``, then drop all but the newest two.
 
-    The step's folder is written under another name and renamed when it is whole.
+    A step that is there already is kept as it is. A crash or Ctrl-C at any moment leaves the older steps whole; what
+    was written by then is cleared away here or by the next save.
+
+    Raises:
+        CheckpointError: the files cannot be written.
     """
-    final = folder / f"step-{step:07d}"
-    partial = folder / f"{final.name}.partial"
-    for stale in (partial, final):
+    for stale in folder.glob("step-*.partial"):
         shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_checkpoint(partial, model.state_dict(), model.config, dtype=dtype, tokenizer_file=tokenizer_file)
-    torch.save({"step": step, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, partial / _STATE)
-    partial.rename(final)
+    final = folder / f"step-{step:07d}"
+    if not final.exists():
+        partial = begin_folder(final)
+        try:
+            save_checkpoint(
+                partial, model.state_dict(), model.config, dtype=torch.float32, tokenizer_file=tokenizer_file
+            )
+            state = {"step": step, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            torch.save(state, partial / _STATE)
+            publish_folder(partial)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError | RuntimeError):  # torch.save reports a full disk as the latter
+                raise CheckpointError(f"{final} cannot be written ({_line(error)}); make room and go on") from error
+            raise
     for old in _steps(folder)[:-_KEEP]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return final
 
 
-def resume_run(folder: Path, model: MPT, optimizers: list[Optimizer]) -> int:
-    """Load the newest step into model and optimizers and return its number; 0 when there is none.
+def resume_run(step_folder: Path, model: MPT, optimizers: list[Optimizer]) -> int:
+    """Load a step into model and optimizers and return its number.
+
+    Rates, decay and the like stay as the optimizers have them, so a changed recipe takes effect.
 
     Raises:
-        CheckpointError: the newest step is damaged or of another architecture.
+        RecipeError: the step is of another architecture or of another optimizer.
+        CheckpointError: the step is damaged.
     """
-    steps = _steps(folder)
-    if not steps:
-        return 0
-    model.load_state_dict(load_checkpoint(steps[-1], device=model.device).model.state_dict())
+    if found := _differences(load_config(step_folder), model.config):
+        raise RecipeError(
+            f"{step_folder} is of another model than the recipe ({found}); go on with the recipe it was made with, "
+            "or choose another out"
+        )
+    weights = load_checkpoint(step_folder).model.state_dict()
     try:
-        state = torch.load(steps[-1] / _STATE, map_location=model.device, weights_only=True)
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        state = torch.load(step_folder / _STATE, map_location=model.device, weights_only=True)
+        step, saved = int(state["step"]), [(s["state"], _members(s)) for s in state["optimizers"]]
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{steps[-1]} cannot be gone on with ({error}); remove it to go on from an older step"
+            f"{step_folder / _STATE} is damaged ({_line(error)}); remove {step_folder} to go on from an older step"
         ) from error
-    return int(state["step"])
+    if [members for _, members in saved] != [_members(optimizer.state_dict()) for optimizer in optimizers]:
+        raise RecipeError(
+            f"{step_folder} was made with another optimizer than the recipe's; go on with the recipe it was made with, "
+            "or choose another out"
+        )
+    model.load_state_dict(weights)
+    for optimizer, (moments, _) in zip(optimizers, saved, strict=True):
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
 
 
 def newest_step(folder: Path) -> Path | None:
@@ -65,9 +95,44 @@ def newest_step(folder: Path) -> Path | None:
 
 def append_log(folder: Path, entry: dict[str, Any]) -> None:
     """Add one line to the run's log.jsonl."""
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    with (folder / _LOG).open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")
 
 
+def log_resumption(folder: Path, step: int) -> None:
+    """Note in a log, if there is one, that what it holds for steps past this one was lost and that they come again.
+
+    Also ends a last line that a crash cut off.
+    """
+    log = folder / _LOG
+    if not log.exists():
+        return
+    if not log.read_bytes().endswith(b"\n"):
+        with log.open("a", encoding="utf-8") as out:
+            out.write("\n")
+    append_log(folder, {"resumed_at": step})
+
+
 def _steps(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.suffix != ".partial")
+    found = [path for path in folder.glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _members(state: dict[str, Any]) -> list[Any]:
+    """Which parameters each group of a saved optimizer has, and what it keeps for each of them."""
+    return [group["params"] for group in state["param_groups"]]
+
+
+def _differences(came: MPTConfig, wanted: MPTConfig) -> str:
+    one, other = (_flat(config) for config in (came, wanted))
+    return ", ".join(f"{k}: {one.get(k)} there, {other.get(k)} here" for k in other if one.get(k) != other.get(k))
+
+
+def _flat(config: MPTConfig) -> dict[str, Any]:
+    fields = {name: value for name, value in config_to_dict(config).items() if name not in config.extra}
+    fields |= fields.pop("attn_config")
+    return {name: value for name, value in fields.items() if name not in _ASIDE}
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,56 @@
+"""The weights a run begins with: fresh ones, or those of a checkpoint."""
+
+import torch
+
+from epilogue.checkpoint import load_checkpoint, load_tokenizer, resolve
+from epilogue.checkpoint.inventory import departures
+from epilogue.checkpoint.metadata import TOKENIZER
+from epilogue.errors import RecipeError
+from epilogue.model import MPT, MPTConfig
+from epilogue.text import Tokenizer
+from epilogue.train.recipe import Recipe
+
+
+def make_model(recipe: Recipe, tokenizer: Tokenizer, *, is_fresh: bool) -> MPT:
+    """The recipe's model in fp32 on the CPU.
+
+    Args:
+        recipe: size, switches and seed of the model, and by choice the checkpoint it begins with.
+        tokenizer: what the shards were made with.
+        is_fresh: False if a step of the run will be loaded over the weights; they are left as they are then.
+
+    Raises:
+        RecipeError: ``model.initialize_from`` has other shapes or another tokenizer.
+        CheckpointError: it cannot be read.
+    """
+    config = recipe.model.config(tokenizer.vocab_size, recipe.context_tokens)
+    model = MPT(config)
+    if not is_fresh:
+        return model
+    if recipe.model.initialize_from is None:
+        model.init_weights(seed=recipe.seed)
+    else:
+        _initialize(model, recipe.model.initialize_from, tokenizer)
+    return model
+
+
+def _initialize(model: MPT, source: str, tokenizer: Tokenizer) -> None:
+    directory = resolve(source)
+    start = load_checkpoint(directory, dtype=torch.float32, max_seq_len=_length(model.config))
+    if found := departures(start.model.state_dict(), model.config):
+        raise RecipeError(
+            f"model.initialize_from {source} does not fit the recipe's model ({found}); "
+            "set model.size and model.set to what it is"
+        )
+    if (directory / TOKENIZER).is_file() and (
+        load_tokenizer(directory, start.config).fingerprint != tokenizer.fingerprint
+    ):
+        raise RecipeError(
+            f"model.initialize_from {source} has another tokenizer than the shards; prepare them with its "
+            f"{TOKENIZER} (--tokenizer)"
+        )
+    model.load_state_dict(start.model.state_dict())
+
+
+def _length(config: MPTConfig) -> int | None:
+    return config.max_seq_len if config.has_position_embedding else None

@@ -1,0 +1,25 @@
+"""Shards of the corpus, written once; and Ctrl-C as it is in a terminal."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from train.material import write_shards
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_shards(folder / "train", num_books=3, sentences=9)
+    write_shards(folder / "validation", num_books=1, sentences=7)
+    return folder
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a worker of pytest-xdist may not have."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)

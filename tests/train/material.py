@@ -1,0 +1,62 @@
+"""A corpus that is learned within seconds, and recipes for it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from epilogue.data import ShardWriter
+from epilogue.text import train_tokenizer
+from epilogue.train import ModelRecipe, OptimizerRecipe, Recipe, Trainer
+
+SENTENCE = "The tide came in, the tide went out, and the keeper of the light wrote down the hour. "
+
+
+def write_shards(
+    folder: Path, *, num_books: int, sentences: int, text: str = SENTENCE, vocabulary_of: str = SENTENCE
+) -> Path:
+    tokenizer = train_tokenizer([vocabulary_of * 3], vocab_size=280)
+    writer = ShardWriter(folder, tokenizer)
+    for book in range(num_books):
+        whole = f"Book {book}. " + text * (sentences + book)
+        writer.add(tokenizer.encode(whole), id=str(book), title="", num_bytes=len(whole.encode()))
+    writer.finish()
+    return folder
+
+
+def tiny_recipe(shards: Path, out: Path, **changes: Any) -> Recipe:
+    """Eight windows of 16 tokens a step: the smallest run that has everything."""
+    recipe = Recipe(
+        train_shards=str(shards / "train"),
+        validation_shards=str(shards / "validation"),
+        out=str(out),
+        steps=6,
+        context_tokens=16,
+        batch_tokens=128,
+        micro_batch_tokens=128,
+        model=ModelRecipe(size="tiny", set={"d_model": 32}),
+        optimizer=OptimizerRecipe(learning_rate=1e-2),
+        warmup_steps=2,
+        evaluate_every_steps=100,
+        evaluate_tokens=64,
+        save_every_steps=100,
+        device="cpu",
+    )
+    return replace(recipe, **changes)
+
+
+def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Every weight and every number the optimizers keep, by name."""
+    state = {f"model.{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    for number, optimizer in enumerate(trainer.optimizers):
+        for index, entry in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer {number}.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert any(name.startswith("optimizer") for name in one)
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
