@@ -1,0 +1,101 @@
+"""Writing tokens into pages and reading them back."""
+
+import torch
+from torch import Tensor
+
+from epilogue.kernels.paged_attention.storage import PageTensors, Rows, dequantize, quantize
+
+# Pages that are read at a time, so that what is between their codes and the result stays in a processor's cache.
+_PAGES_AT_ONCE = 64
+
+
+def write_pages(pages: PageTensors, x_KTD: Tensor, page_ids_KP: Tensor, start: int | Tensor) -> None:
+    """Quantise T new tokens of each of K heads and put them into their pages.
+
+    K is any number of rows: heads, and sequences too, since ``start`` may differ by row. Never waits for the device.
+
+    Args:
+        pages: the pool.
+        x_KTD: numbers of any float dtype; or [T, D] with ids [P].
+        page_ids_KP: int64, for every row the pages that cover its tokens; all of them must be live (>= 0) and no
+            two tokens may share a place.
+        start: offset of the first token in the first page listed; an integer, or int64 [K].
+
+    Raises:
+        ValueError: shapes disagree, or the pages do not cover the tokens.
+        IndexError: on the CPU, a page that is not in the pool.
+    """
+    if x_KTD.ndim == 2:
+        x_KTD, page_ids_KP = x_KTD[None], page_ids_KP[None]
+    num_tokens, page_tokens = x_KTD.shape[1], pages.data_PWD.shape[1]
+    if page_ids_KP.ndim != 2 or page_ids_KP.shape[0] != x_KTD.shape[0] or x_KTD.shape[2] != pages.head_dim:
+        raise ValueError(
+            f"wanted x [K, T, {pages.head_dim}] and page ids [K, P], got {x_KTD.shape} and {page_ids_KP.shape}"
+        )
+    if isinstance(start, int) and not 0 <= start <= page_ids_KP.shape[1] * page_tokens - num_tokens:
+        raise ValueError(f"{page_ids_KP.shape[1]} pages do not cover {num_tokens} tokens from offset {start}")
+    offsets_KT = torch.arange(num_tokens, device=x_KTD.device).expand(x_KTD.shape[:2])
+    offsets_KT = offsets_KT + (start[:, None] if isinstance(start, Tensor) else start)
+    ids_KT = page_ids_KP.gather(1, offsets_KT // page_tokens)
+    rows = (ids_KT * page_tokens + offsets_KT % page_tokens).flatten()
+    for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), quantize(x_KTD, pages.storage), strict=True):
+        if pool is not None and new is not None:
+            pool.flatten(0, 1).index_copy_(0, rows, new.flatten(0, 1))
+
+
+def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The tokens of the listed pages, one after the other, in the basis they were given in.
+
+    Args:
+        pages: the pool.
+        page_ids: int64 [..., P], every one live.
+        dtype: fp32, fp64, or bf16 for bf16 pages.
+
+    Returns:
+        x_SD for ids [P], x_KSD for ids [K, P], with S = P * PAGE_TOKENS; contiguous. Rows that were never written
+        hold anything.
+    """
+    flat = page_ids.flatten()
+    if pages.data_PWD.dtype == dtype:
+        out_PWD = pages.data_PWD.index_select(0, flat)
+    else:
+        out_PWD = pages.data_PWD.new_empty((len(flat), pages.data_PWD.shape[1], pages.head_dim), dtype=dtype)
+        for out, ids in zip(out_PWD.split(_PAGES_AT_ONCE), flat.split(_PAGES_AT_ONCE), strict=True):
+            out.copy_(dequantize(pages.rows(ids), dtype=dtype))
+    return out_PWD.view(*page_ids.shape[:-1], -1, pages.head_dim)
+
+
+def page_norms(pages: PageTensors, page_ids: Tensor, *, num_tokens: int | None = None) -> Tensor:
+    """An upper bound of the largest L2 norm among the dequantised rows of each page, tight to 1e-6.
+
+    It holds in fp32, rounding included, in the basis of the rotation as in the original one.
+
+    Args:
+        pages: the pool of keys.
+        page_ids: int64 [..., P], every one live, in token order.
+        num_tokens: rows that count, from the first listed page on; the others were not written. None: all.
+
+    Returns:
+        fp32 [..., P].
+    """
+    page_tokens = pages.data_PWD.shape[1]
+    ids, num_listed = page_ids.reshape(-1, page_ids.shape[-1]), page_ids.shape[-1]
+    written_PW = torch.arange(num_listed * page_tokens, device=ids.device).view(num_listed, page_tokens)
+    written_PW = written_PW < (written_PW.numel() if num_tokens is None else num_tokens)
+    norms_KP = torch.empty(ids.shape, device=ids.device)
+    for start in range(0, num_listed, _PAGES_AT_ONCE):
+        some = slice(start, start + _PAGES_AT_ONCE)
+        for norms_P, ids_P in zip(norms_KP[:, some], ids[:, some], strict=True):
+            norms_P.copy_(_upper(_row_norms(pages.rows(ids_P)).masked_fill(~written_PW[some], 0.0).amax(-1)))
+    return norms_KP.view(page_ids.shape)
+
+
+def _row_norms(rows: Rows) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(dequantize(rows), dim=-1, dtype=torch.float64)
+    return norms
+
+
+def _upper(norms: Tensor) -> Tensor:
+    # The rotation rounds, by less than sqrt(D) * 2^-24 of the norm, and so does fp32.
+    grown = (norms * (1 + 2.0**-20)).float()
+    return torch.nextafter(grown, torch.full_like(grown, torch.inf))

@@ -1,0 +1,105 @@
+"""Paged attention on a GPU: every head's visited pages are shared among splits, whose results a second kernel joins.
+
+Grids and buffers depend on shapes alone and nothing waits for the device, so that a decode step can be captured in a
+CUDA graph. How many pages each split takes is worked out on the device, from the head's own first page and length.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from epilogue.kernels.paged_attention.rotation import rotate
+from epilogue.kernels.paged_attention.split_kernels import join_splits_kernel, visit_pages_kernel
+from epilogue.kernels.paged_attention.storage import PageTensors
+
+# Program blocks for every multiprocessor; a machine without any (Triton's interpreter) counts as two multiprocessors.
+_BLOCKS_PER_PROCESSOR = 4
+_MOST_SPLITS = 128
+_MOST_ROWS = 32
+
+
+def paged_attention_split(
+    q_BTHD: Tensor,
+    k: PageTensors,
+    v: PageTensors,
+    page_table_BKP: Tensor,
+    num_keys_B: Tensor,
+    slopes_H: Tensor,
+    *,
+    scale: float,
+    first_page_BH: Tensor | None = None,
+) -> Tensor:
+    """Attention in two launches; products in bf16 with fp32 sums for bf16 queries (unless pages are fp32), else fp32.
+
+    Memory beyond the inputs: up to 128 splits' partial outputs, 4 bytes * D a query row each.
+
+    Returns:
+        out_BTHD in the dtype of the queries.
+    """
+    batch, num_queries, num_heads, head_dim = q_BTHD.shape
+    num_kv_heads, num_columns = page_table_BKP.shape[1:]
+    num_rows = num_heads // num_kv_heads * num_queries
+    block_rows = min(_MOST_ROWS, max(16, triton.next_power_of_2(num_rows)))
+    row_blocks = triton.cdiv(num_rows, block_rows)
+    num_splits = _num_splits(batch * num_kv_heads * row_blocks, num_columns, q_BTHD.device)
+    q_BKRD = _prepare_queries(q_BTHD, k, v, num_kv_heads)
+
+    part_BKRPD = q_BTHD.new_empty(batch, num_kv_heads, num_rows, num_splits, head_dim, dtype=torch.float32)
+    stats_BKRP = part_BKRPD.new_empty(2, *part_BKRPD.shape[:-1])
+    visit_pages_kernel[(num_splits, num_kv_heads * row_blocks, batch)](
+        q_BKRD, *_pool_arguments(k), *_pool_arguments(v),
+        page_table_BKP.contiguous(), num_keys_B.contiguous(), slopes_H.contiguous(),
+        num_keys_B if first_page_BH is None else first_page_BH.contiguous(),
+        part_BKRPD, stats_BKRP[0], stats_BKRP[1],
+        scale, num_kv_heads, num_columns, num_rows, num_queries, num_splits,
+        HAS_FIRST=first_page_BH is not None, BLOCK_R=block_rows, **_pool_switches(k, v),
+    )  # fmt: skip
+    out_BKRD = torch.empty_like(part_BKRPD[..., 0, :])
+    join_splits_kernel[(batch * num_kv_heads * num_rows,)](
+        part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
+        HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=16,
+    )  # fmt: skip
+    out_BKRD = rotate(out_BKRD) if v.storage == "int4" else out_BKRD
+    out_BHTD: Tensor = out_BKRD.unflatten(2, (-1, num_queries)).flatten(1, 2)
+    return out_BHTD.transpose(1, 2).to(q_BTHD.dtype)
+
+
+def _prepare_queries(q_BTHD: Tensor, k: PageTensors, v: PageTensors, num_kv_heads: int) -> Tensor:
+    """Queries as rows of their key head, in the keys' basis and in the dtype of the products."""
+    # Triton's interpreter, which alone brings this file to the CPU, multiplies bf16 as if it were integers.
+    is_bf16 = q_BTHD.dtype == torch.bfloat16 and "float32" not in (k.storage, v.storage) and q_BTHD.is_cuda
+    q_BTHD = rotate(q_BTHD) if k.storage == "int4" else q_BTHD
+    q_BKRD: Tensor = q_BTHD.transpose(1, 2).unflatten(1, (num_kv_heads, -1)).flatten(2, 3)
+    return q_BKRD.to(torch.bfloat16 if is_bf16 else torch.float32).contiguous()
+
+
+@lru_cache(maxsize=8)
+def _num_processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _num_splits(num_programs: int, num_columns: int, device: torch.device) -> int:
+    wanted = triton.cdiv(_BLOCKS_PER_PROCESSOR * _num_processors(device), num_programs)
+    return max(1, min(int(wanted), num_columns, _MOST_SPLITS))
+
+
+def _pool_arguments(pages: PageTensors) -> tuple[Tensor, Tensor, Tensor]:
+    """Data, scales, zero points; a pool without them hands its data in as a pointer that is never followed."""
+    factors = (pages.scale_PW, pages.zero_PW)
+    return pages.data_PWD, *(pages.data_PWD if x is None else x for x in factors)  # type: ignore[return-value]
+
+
+def _pool_switches(k: PageTensors, v: PageTensors) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    switches: dict[str, Any] = {"PAGE_TOKENS": k.data_PWD.shape[1], "HEAD_DIM": k.head_dim}
+    # Two tiles of keys and two of values must fit the shared memory of any multiprocessor, 99 KiB.
+    switches["BLOCK_N"] = 64 // (2 if "float32" in (k.storage, v.storage) else 1) // (2 if k.head_dim > 128 else 1)
+    for letter, pages in (("K", k), ("V", v)):
+        width = pages.data_PWD.shape[2]
+        switches[f"{letter}_WIDTH"], switches[f"{letter}_BLOCK"] = width, max(16, triton.next_power_of_2(width))
+        switches[f"{letter}_HAS_SCALE"] = pages.scale_PW is not None
+        switches[f"{letter}_IS_PACKED"] = pages.zero_PW is not None
+    return switches

@@ -1,0 +1,62 @@
+"""Compile the kernels for GPUs that need not be there; run by test_split.py in a process of its own."""
+
+import itertools
+import os
+import sys
+import tempfile
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from epilogue.kernels.paged_attention import allocate_pages, split
+from kernels.paged_attention.books import STORAGES
+
+TRITON_TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
+SHARED_MEMORY_BYTES = {80: 166_912, 89: 101_376, 90: 232_448}
+
+
+def compile_for(capability: int, kernel: Any, types: dict[str, str], constants: dict[str, Any]) -> int:
+    """Bytes of shared memory that the kernel takes."""
+    arguments = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
+    signature = {name: arguments.get(name, "constexpr") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): x for name, x in constants.items()})
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).metadata.shared
+
+
+def compile_visit(capability: int, storage: Any, dtype: torch.dtype, head_dim: int, block_rows: int) -> int:
+    pages = allocate_pages(1, head_dim, storage)
+    constants = split._pool_switches(pages, pages) | {"HAS_FIRST": dtype == torch.float32, "BLOCK_R": block_rows}
+    if dtype == torch.bfloat16:  # Triton compiles an argument that is 1 as a constant
+        constants |= dict.fromkeys(("num_kv_heads", "num_columns", "num_rows", "num_queries", "num_splits"), 1)
+    data = "*" + TRITON_TYPES[pages.data_PWD.dtype]
+    is_bf16 = dtype == torch.bfloat16 and storage != "float32"
+    types = {
+        f"{part}_ptr": "*fp32" for part in ("k_scale", "k_zero", "v_scale", "v_zero", "slopes", "out", "max", "sum")
+    }
+    types |= {"k_ptr": data, "v_ptr": data, "q_ptr": "*bf16" if is_bf16 else "*fp32", "scale": "fp32"}
+    types |= {"table_ptr": "*i32", "num_keys_ptr": "*i64", "first_ptr": "*i64"}
+    return compile_for(capability, split.visit_pages_kernel, types, constants)
+
+
+def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:
+    for capability in capabilities:
+        types = {f"{part}_ptr": "*fp32" for part in ("part", "max", "sum", "out")}
+        compile_for(capability, split.join_splits_kernel, types, {"HEAD_DIM": 96, "BLOCK_D": 128, "BLOCK_P": 16})
+        cases = itertools.product(STORAGES, (torch.float32, torch.bfloat16), head_dims, blocks)
+        for storage, dtype, head_dim, block_rows in cases:
+            shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
+            print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
+            assert shared <= SHARED_MEMORY_BYTES[capability]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as os.environ["TRITON_CACHE_DIR"]:
+        main(*(list(map(int, argument.split(","))) for argument in sys.argv[1:]))
