@@ -33,6 +33,7 @@ from epilogue.errors import (
     RecipeError,
     RequestError,
     ShardError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ __all__ = [
     "SamplingParams",
     "ShardError",
     "Tokenizer",
+    "TrainingError",
     "load_checkpoint",
     "read_book",
 ]

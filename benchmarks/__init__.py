@@ -1,0 +1,1 @@
+"""Speed and memory, one file per thing measured; python -m benchmarks.NAME."""
