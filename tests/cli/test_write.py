@@ -13,19 +13,19 @@ from epilogue.cli.write import opening_of
 from epilogue.engine import Engine
 from epilogue.text import Tokenizer
 
-SHORT = ("--max-new-tokens", 12, "--seed", 3)
+SHORT = ("--max-new-tokens", 12, "--seed", 5)
 
 
 def read_texts(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> list[str]:
     """What the engine is given to read, as text."""
     texts: list[str] = []
-    real = Engine.read
+    real = Engine.open_book
 
-    def read(self: Engine, ids: list[int], **options: Any) -> Any:
+    def open_book(self: Engine, ids: list[int], **options: Any) -> Any:
         texts.append(tokenizer.decode(ids))
         return real(self, ids, **options)
 
-    monkeypatch.setattr(Engine, "read", read)
+    monkeypatch.setattr(Engine, "open_book", open_book)
     return texts
 
 
@@ -38,7 +38,7 @@ def test_story_to_stdout_and_talk_to_stderr(run: Run, tiny: Path, book: Path) ->
     assert title == "The Pier by A. Sea"
     assert model.startswith(f"{tiny}: 0.1 million parameters, 2 layers, ALiBi; float32 on cpu")
     assert "more than the 64 this model was trained on" in note
-    for part in ("read ", " tok/s)", "wrote 12 at ", "s a token", "peak memory", "seed 3"):
+    for part in ("read ", " tok/s)", "wrote 12 at ", "s a token", "of all keys", "peak memory", "seed 5"):
         assert part in closing
 
 
@@ -48,13 +48,29 @@ def test_a_seed_repeats_the_text(run: Run, tiny: Path, book: Path) -> None:
     assert first == again != other
 
 
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+def test_every_storage_writes_and_says_what_it_holds(run: Run, tiny: Path, book: Path, storage: str) -> None:
+    said = json.loads(run("write", book, "--model", tiny, *SHORT, "--kv-storage", storage, "--json").out)
+    assert said["text"]
+    assert 0 < said["kv_bytes"]
+    assert 0 < said["share_visited"] <= 1
+
+
+def test_epsilon_0_writes_the_same_story(run: Run, tiny: Path) -> None:
+    texts = [
+        run("write", "-", "--model", tiny, *SHORT, "--epsilon", epsilon, stdin=BOOK.encode() * 10).out
+        for epsilon in (0, 1e-6)
+    ]
+    assert texts[0] == texts[1] != ""
+
+
 def test_json(run: Run, tiny: Path, book: Path, tokenizer: Tokenizer) -> None:
     plain = run("write", book, "--model", tiny, *SHORT)
     done = run("write", book, "--model", tiny, *SHORT, "--json")
     assert done.out.isascii()  # whole in any encoding
     said = json.loads(done.out)
     assert said["text"].rstrip("\n") == plain.out.rstrip("\n")
-    assert said["seed"] == 3
+    assert said["seed"] == 5
     assert (said["title"], said["author"], said["prompt"]) == ("The Pier", "A. Sea", "EPILOGUE")
     assert said["tokens_read"] == len(tokenizer.encode(BOOK + "\n\nEPILOGUE\n\n"))
     assert (said["tokens_written"], said["ended_by"]) == (12, "length")
@@ -97,7 +113,7 @@ def test_stop(run: Run, tiny: Path, book: Path) -> None:
 
 
 def test_a_model_that_says_nothing(run: Run, tiny: Path, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Engine, "write", lambda *_, **__: iter(()))
+    monkeypatch.setattr(Engine, "stream", lambda *_, **__: iter(()))
     done = run("write", book, "--model", tiny)
     assert (done.code, done.out) == (0, "")
     assert "wrote nothing" in done.err
@@ -119,17 +135,17 @@ def test_ctrl_c_while_writing_keeps_the_text(
     assert done.code == 130
     assert done.out.endswith("\n")
     assert done.out.strip()
-    assert "seed 3" in done.err
+    assert "seed 5" in done.err
     assert "Traceback" not in done.err
     if as_json:
         assert json.loads(done.out)["ended_by"] == "interrupt"
 
 
 def test_ctrl_c_while_reading(run: Run, tiny: Path, book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt(monkeypatch, "reading", at=512)
-    done = run("write", "-", "--model", tiny, *SHORT, stdin=BOOK.encode() * 10)
+    interrupt(monkeypatch, "reading", at=1024)
+    done = run("write", "-", "--model", tiny, *SHORT, stdin=BOOK.encode() * 20)
     assert (done.code, done.out) == (130, "")
-    assert "stopped after 512 of" in done.err
+    assert "stopped after 1,024 of" in done.err
     assert "nothing was written" in done.err
 
 

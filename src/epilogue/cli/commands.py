@@ -57,6 +57,8 @@ def write(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_seq_len: options.MaxSeqLen = None,
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
     json: options.Json = False,
 ) -> None:
     """Read a book and write what comes next.
@@ -78,7 +80,7 @@ def write(
     run_write(
         WriteOptions(
             book=book, model=model, prompt=prompt, stop=tuple(stop or ()), device=device, dtype=dtype,
-            max_seq_len=max_seq_len, as_json=json,
+            max_seq_len=max_seq_len, kv_storage=kv_storage, epsilon=epsilon, as_json=json,
             sampling={
                 "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
                 "min_p": min_p, "repetition_penalty": repetition_penalty,

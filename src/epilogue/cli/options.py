@@ -87,6 +87,22 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", metavar="N", help="The same seed writes the same text; drawn and told if left out."),
 ]
+KvStorage = Annotated[
+    str,
+    typer.Option(
+        "--kv-storage",
+        metavar="NAME",
+        help="How what was read is kept: auto, float32, bfloat16, int8 or int4; auto loses nothing.",
+    ),
+]
+Epsilon = Annotated[
+    float,
+    typer.Option(
+        "--epsilon",
+        metavar="X",
+        help="Leave out what provably holds less than this share of any attention; 0 looks at everything.",
+    ),
+]
 MaxSeqLen = Annotated[
     int | None,
     typer.Option(

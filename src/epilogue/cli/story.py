@@ -35,8 +35,7 @@ class Story:
     @property
     def seed(self) -> int | None:
         """The seed in effect; None if writing has not begun."""
-        sampler = self._sequence.sampler if self._sequence else None
-        return sampler.seed if sampler else None
+        return self._sequence.seed if self._sequence else None
 
     def read(self, console: Console) -> None:
         """Have the model read the book.
@@ -52,7 +51,8 @@ class Story:
                 self.num_read, self.read_s = done, time.perf_counter() - start
                 watch.update(done, f"{done / self.read_s:,.0f} tok/s")
 
-            self._sequence = self.engine.read(self.ids, room_tokens=self.params.max_new_tokens, on_progress=on_progress)
+            room_tokens = self.params.max_new_tokens
+            self._sequence = self.engine.open_book(self.ids, room_tokens=room_tokens, on_progress=on_progress)
 
     def write(self, console: Console, *, is_watched: bool) -> Iterator[str]:
         """Have the model write, piece by piece; ``read`` comes first."""
@@ -70,7 +70,7 @@ class Story:
         assert self._sequence is not None
         start = time.perf_counter()
         eos_id, num_tokens = self.tokenizer.eos_id, self.tokenizer.vocab_size
-        for token_id in self.engine.write(self._sequence, self.params, eos_id=eos_id, num_tokens=num_tokens):
+        for token_id in self.engine.stream(self._sequence, self.params, eos_id=eos_id, num_tokens=num_tokens):
             self.num_written, self.write_s = self.num_written + 1, time.perf_counter() - start
             watch.update(self.num_written)
             yield token_id

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
+import torch
 from rich.console import Console
 
 from epilogue.checkpoint import Checkpoint, load_tokenizer
@@ -12,7 +13,7 @@ from epilogue.cli.memory import peak_memory_bytes
 from epilogue.cli.page import Page
 from epilogue.cli.settings import BUNDLED_BOOK, in_words, name_of, open_model
 from epilogue.cli.story import Story
-from epilogue.engine import Engine, SamplingParams
+from epilogue.engine import Engine, SamplingParams, Storage
 from epilogue.errors import RequestError
 from epilogue.model import num_parameters
 from epilogue.text import Book, read_book
@@ -29,6 +30,8 @@ class WriteOptions:
     device: str
     dtype: str
     max_seq_len: int | None
+    kv_storage: str
+    epsilon: float
     as_json: bool
     sampling: Mapping[str, Any]
 
@@ -51,7 +54,9 @@ def run_write(options: WriteOptions) -> None:
         tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
     opening = opening_of(options.prompt)
     story = Story(
-        engine=Engine(checkpoint.model),
+        engine=Engine(
+            checkpoint.model, storage=_storage(options.kv_storage, checkpoint), epsilon=_epsilon(options.epsilon)
+        ),
         tokenizer=tokenizer,
         ids=tokenizer.encode(book.text.rstrip() + "\n\n" + opening),
         params=params,
@@ -84,6 +89,21 @@ def _check_texts(options: WriteOptions) -> None:
         options.prompt.encode()
     except UnicodeEncodeError as error:  # a byte of another encoding on the command line
         raise RequestError("--prompt is not text in this terminal's encoding; use a UTF-8 terminal") from error
+
+
+def _storage(name: str, checkpoint: Checkpoint) -> Storage:
+    """auto to what loses nothing of the weights' dtype."""
+    if name == "auto":
+        return "bfloat16" if checkpoint.dtype == torch.bfloat16 else "float32"
+    if name not in get_args(Storage):
+        raise RequestError(f"--kv-storage must be auto, {', '.join(get_args(Storage))}, got {name!r}")
+    return cast(Storage, name)
+
+
+def _epsilon(epsilon: float) -> float:
+    if not 0 <= epsilon < 1:
+        raise RequestError(f"--epsilon must be in [0, 1), got {epsilon}; 0 looks at everything")
+    return epsilon
 
 
 def _tell(console: Console, story: Story, opening: str, *, is_shown: bool) -> None:
@@ -140,6 +160,9 @@ def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkp
         "tokens_written": story.num_written,
         "write_s": round(story.write_s, 3),
         "peak_memory_bytes": peak_memory_bytes(checkpoint.model.device),
+        "share_visited": round(story.engine.stats().share_visited, 6),
+        "kv_bytes": story.engine.stats().bytes_held,
+        "kv_bytes_dense_bf16": story.engine.stats().bytes_dense_bf16,
     }
 
 
@@ -154,6 +177,12 @@ def _closing_line(story: Story, checkpoint: Checkpoint) -> str:
         parts.append(f"wrote {story.num_written:,} at {story.write_s / story.num_written:.3f} s a token")
     elif story.ended_by != "interrupt":
         parts.append("the model ended the book here and wrote nothing; try another --seed or --prompt")
+    stats = story.engine.stats()
+    if stats.bytes_held:
+        parts.append(
+            f"looked at {stats.share_visited:.1%} of all keys, holds {in_words(stats.bytes_held)} of them"
+            f" (dense bf16: {in_words(stats.bytes_dense_bf16)})"
+        )
     parts.append(f"peak memory {in_words(peak_memory_bytes(checkpoint.model.device))}")
     if story.seed is not None:
         parts.append(f"seed {story.seed}")
