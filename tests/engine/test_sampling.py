@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from epilogue.engine import Sampler, SamplingParams
+from epilogue.engine import Sampler, SamplingParams, sampling
 from epilogue.errors import EpilogueError, RequestError
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -110,7 +110,7 @@ def test_frequencies_follow_the_logits() -> None:
     logits_V = torch.tensor(shares).log()
     sampler = Sampler(SamplingParams(seed=1, **OFF))
     draws = 4000
-    counts = torch.bincount(torch.tensor([sampler.sample(logits_V, []) for _ in range(draws)]), minlength=5)
+    counts = torch.bincount(torch.tensor([sampler.sample(logits_V, range(n)) for n in range(draws)]), minlength=5)
     chi_square = sum(
         (count - draws * share) ** 2 / (draws * share) for count, share in zip(counts.tolist(), shares, strict=True)
     )
@@ -119,7 +119,7 @@ def test_frequencies_follow_the_logits() -> None:
 
 def drawn(sampler: Sampler, count: int = 50) -> list[int]:
     logits_V = torch.linspace(0, 1, 61)
-    return [sampler.sample(logits_V, []) for _ in range(count)]
+    return [sampler.sample(logits_V, [0] * position) for position in range(count)]
 
 
 def test_a_seed_decides() -> None:
@@ -141,11 +141,19 @@ def test_a_drawn_seed_can_be_read_and_used_again() -> None:
     assert len({Sampler(SamplingParams()).seed for _ in range(5)}) > 1
 
 
-def test_a_follower_goes_on_with_the_random_numbers() -> None:
+def test_a_random_number_is_a_function_of_seed_and_position_alone() -> None:
+    logits_V = torch.linspace(0, 1, 61)
     whole = drawn(Sampler(SamplingParams(seed=3)), 20)
-    first = Sampler(SamplingParams(seed=3))
-    begun = drawn(first, 8)
-    assert begun + drawn(Sampler(SamplingParams(seed=3), follows=first), 12) == whole
+    sampler = Sampler(SamplingParams(seed=3))
+    assert [sampler.sample(logits_V, [0] * position) for position in reversed(range(20))] == whole[::-1]
+    assert drawn(Sampler(SamplingParams(seed=3, max_new_tokens=1)), 20) == whole
+    assert len(set(whole)) > 5
+
+
+def test_a_random_number_on_the_very_end_finds_a_token_that_may_be_chosen(monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "_uniform", lambda *_: 1.0)
+    logits_V = torch.tensor([0.0, 1.0, -50.0, 1.0, -60.0])
+    assert Sampler(SamplingParams(seed=0, **OFF | {"top_k": 3})).sample(logits_V, []) == 3
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -159,7 +167,7 @@ def test_logits_that_are_not_finite_are_an_error(bad: float, temperature: float)
 def test_padding_is_never_sampled_and_may_hold_anything() -> None:
     logits_V = torch.tensor([0.0, 0.0, 1e4, math.nan])
     sampler = Sampler(SamplingParams(seed=0, **OFF), num_tokens=2)
-    assert {sampler.sample(logits_V, []) for _ in range(50)} == {0, 1}
+    assert {sampler.sample(logits_V, [0] * n) for n in range(50)} == {0, 1}
     assert Sampler(SamplingParams(temperature=0), num_tokens=2).sample(logits_V, []) == 0
 
 

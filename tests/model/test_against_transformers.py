@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from transformers import MptConfig, MptForCausalLM
 
-from epilogue.model import MPT, AttentionConfig, KVCache, MPTConfig
+from epilogue.model import MPT, AttentionConfig, MPTConfig
+from model.paged import Paged
 
 VOCABULARY = 97
 
@@ -87,8 +88,8 @@ def test_a_clamp_is_heard() -> None:
 def test_cached_reading(step: int) -> None:
     ours, theirs = pair(3, 1.0)
     ids = torch.randint(VOCABULARY, (2, 63))
-    cache = KVCache(ours.config, capacity_tokens=63, batch=2)
-    parts = [ours(chunk, cache) for chunk in ids.split(step, dim=1)]
+    cache = Paged(ours.config, capacity_tokens=63, batch=2)
+    parts = [cache.read(ours, chunk) for chunk in ids.split(step, dim=1)]
     their_logits = theirs(ids).logits
     ours.double().set_attention_backend("reference")
     assert_as_good_as(torch.cat(parts, dim=1), their_logits, ours(ids))

@@ -6,15 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import (
     MPT,
     NAMED_SIZES,
     AttentionConfig,
-    KVCache,
     MPTConfig,
     flops_per_token,
     kv_bytes_per_token,
     num_parameters,
+    page_bytes,
 )
 
 
@@ -86,8 +87,10 @@ def test_a_cached_token_of_the_7b_takes_half_a_mebibyte() -> None:
     assert kv_bytes_per_token(NAMED_SIZES["mpt-7b"], torch.bfloat16) == 512 * 1024
 
 
-@given(configs(), st.integers(1, 40), st.integers(1, 3), st.sampled_from([torch.float32, torch.bfloat16]))
+@given(configs(), st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=25)
-def test_cache_bytes_are_those_of_the_cache(config: MPTConfig, tokens: int, batch: int, dtype: torch.dtype) -> None:
-    cache = KVCache(config, capacity_tokens=tokens, batch=batch, dtype=dtype, device="meta")
-    assert cache.num_bytes == batch * tokens * kv_bytes_per_token(config, dtype)
+def test_bytes_of_a_dense_cache_are_those_of_its_pages(config: MPTConfig, dtype: torch.dtype) -> None:
+    """A page of every layer and head holds PAGE_TOKENS tokens."""
+    storage = "float32" if dtype == torch.float32 else "bfloat16"
+    a_page_each = config.n_layers * config.kv_n_heads * page_bytes(config, storage)
+    assert a_page_each == PAGE_TOKENS * kv_bytes_per_token(config, dtype)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from epilogue.model import MPT, NAMED_SIZES, KVCache, MPTConfig, alibi_slopes
+from epilogue.model import MPT, NAMED_SIZES, MPTConfig, alibi_slopes
+from model.paged import Paged
 
 TINY = NAMED_SIZES["tiny"]
 
@@ -71,8 +72,8 @@ def test_last_only_is_the_last_of_all() -> None:
 @torch.no_grad()
 def test_alibi_reads_past_the_length_it_was_trained_on() -> None:
     model, ids = MPT(TINY), torch.randint(512, (1, 3 * TINY.max_seq_len))
-    cache = KVCache(TINY, capacity_tokens=ids.shape[1])
-    parts = [model(chunk, cache) for chunk in ids.split(50, dim=1)]
+    cache = Paged(TINY, capacity_tokens=ids.shape[1])
+    parts = [cache.read(model, chunk) for chunk in ids.split(50, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=1e-4, atol=1e-4)
 
 
@@ -82,31 +83,31 @@ def test_learned_positions_end_where_they_end() -> None:
     model = MPT(config)
     with pytest.raises(ValueError, match="65 tokens, but this model has learned positions for 64 only"):
         model(torch.zeros(1, 65, dtype=torch.int64))
-    cache = KVCache(config, capacity_tokens=100)
-    model(torch.zeros(1, 64, dtype=torch.int64), cache)
+    cache = Paged(config, capacity_tokens=100)
+    cache.read(model, torch.zeros(1, 64, dtype=torch.int64))
     with pytest.raises(ValueError, match="65 tokens"):
-        model(torch.zeros(1, 1, dtype=torch.int64), cache)
-    assert cache.length == 64
+        cache.read(model, torch.zeros(1, 1, dtype=torch.int64))
+    assert cache.num_tokens == 64
 
 
 @torch.no_grad()
-def test_a_full_cache_is_left_as_it_was() -> None:
+def test_an_interrupted_pass_is_done_again() -> None:
+    """What it has written lies behind the tokens that count."""
     model, ids = MPT(TINY), torch.randint(512, (1, 10))
-    cache = KVCache(TINY, capacity_tokens=8)
-    model(ids[:, :6], cache)
-    with pytest.raises(ValueError, match="10 tokens do not fit a cache of 8"):
-        model(ids[:, 6:], cache)
-    assert cache.length == 6
-    torch.testing.assert_close(model(ids[:, 6:8], cache), model(ids[:, :8])[:, 6:], rtol=1e-4, atol=1e-4)
+    cache = Paged(TINY, capacity_tokens=10)
+    cache.read(model, ids[:, :6])
+    cache.read(model, torch.randint(512, (1, 3)))
+    cache.num_tokens = 6
+    torch.testing.assert_close(cache.read(model, ids[:, 6:]), model(ids)[:, 6:], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_going_back_in_the_cache_is_forgetting() -> None:
     model, ids = MPT(TINY), torch.randint(512, (1, 12))
-    cache = KVCache(TINY, capacity_tokens=12)
-    model(ids, cache)
-    cache.truncate(5)
-    torch.testing.assert_close(model(ids[:, 5:], cache), model(ids)[:, 5:], rtol=1e-4, atol=1e-4)
+    cache = Paged(TINY, capacity_tokens=12)
+    cache.read(model, ids)
+    cache.num_tokens = 5
+    torch.testing.assert_close(cache.read(model, ids[:, 5:]), model(ids)[:, 5:], rtol=1e-4, atol=1e-4)
 
 
 def weights_after(config: MPTConfig, *, seed: int) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ from epilogue.engine.engine import Engine, OnProgress
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler, SamplingParams
 from epilogue.engine.sequence import Sequence
+from epilogue.engine.stats import Stats
+from epilogue.kernels.paged_attention import Storage
 
 __all__ = [
     "Engine",
@@ -12,6 +14,8 @@ __all__ = [
     "Sampler",
     "SamplingParams",
     "Sequence",
+    "Stats",
+    "Storage",
     "available_bytes",
     "stream_text",
 ]

@@ -1,64 +1,98 @@
-"""Engine: reads a text in chunks and writes on, token by token. One sequence at a time."""
+"""Engine: reads texts in chunks and writes on, token by token, any number of them at once."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import index
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import torch
+from torch import Tensor
 
-from epilogue.engine.capacity import available_bytes, check_capacity, tokens_that_fit
+from epilogue.checkpoint import load_checkpoint
+from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
+from epilogue.engine.pages import Pages
+from epilogue.engine.prefixes import Prefixes
 from epilogue.engine.sampling import Sampler, SamplingParams
+from epilogue.engine.scoring import logprobs
 from epilogue.engine.sequence import Sequence
-from epilogue.errors import CapacityError
-from epilogue.model import MPT, KVCache
+from epilogue.engine.stats import Stats, gather_stats
+from epilogue.engine.steps import Stepper
+from epilogue.kernels.paged_attention import Storage
+from epilogue.model import MPT, PagePool, PageTable, Reads, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
 
 
 class Engine:
-    """Runs one model over texts. Sequences are independent; one may rest while another grows.
+    """Runs one model over texts. Texts share pages where they begin alike, and steps where they are written together.
+
+    Not for several threads at once: whoever calls an iterator moves all texts that are being written by one step.
 
     Args:
         model: is put into evaluation mode and must stay in it.
-        chunk_tokens: tokens that go through the model at once when reading; bounds the memory of activations.
+        storage: how keys and values are kept.
+        epsilon: the share of a query's probability that far keys may hold and be left out, and be forgotten; certified.
+            0 looks at everything and forgets nothing.
+        chunk_tokens: tokens of a long text that go through the model at once; another reader waits no longer.
+        undo_tokens: pages are forgotten so much later that a text can be cut by that many tokens, or opened again with
+            them changed, without being read anew.
+        num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
     Raises:
-        ValueError: ``chunk_tokens`` is less than 1.
+        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1).
     """
 
     def __init__(
         self,
         model: MPT,
         *,
-        chunk_tokens: int = 512,
+        storage: Storage = "float32",
+        epsilon: float = 1e-6,
+        chunk_tokens: int = 1024,
+        undo_tokens: int = 1024,
+        num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-        self.model = model.eval()
-        self.chunk_tokens = chunk_tokens
-        self._available_bytes = available_bytes
+        if undo_tokens < 0:
+            raise ValueError(f"undo_tokens must be at least 0, got {undo_tokens}")
+        if not 0 <= epsilon < 1:
+            raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+        self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
+        if num_pages is None:
+            available = available_bytes(model.device)
+            num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)
+        self.bounds = eviction_bounds(model, storage) if epsilon > 0 else None
+        self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
+        self._stepper = Stepper(
+            model, self.pages, self.bounds, epsilon=epsilon, chunk_tokens=chunk_tokens, undo_tokens=undo_tokens
+        )
+        self._prefixes = Prefixes()
+        self._sequences: WeakSet[Sequence] = WeakSet()
+        self._streaming: list[Sequence] = []
+
+    @classmethod
+    def load(
+        cls, source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, **options: Any
+    ) -> "Engine":
+        """An engine on a checkpoint's folder or hub id; ``options`` are the constructor's."""
+        return cls(load_checkpoint(source, device=device, dtype=dtype).model, **options)
 
     def exceeds_trained_length(self, num_tokens: int) -> bool:
         """Whether a text of so many tokens is longer than any the model was trained on (ALiBi reads it even so)."""
         return num_tokens > self.model.config.max_seq_len
 
-    def tokens_that_fit(self) -> int:
-        """Tokens, read and written together, that memory and the model's positions have room for right now."""
-        available = self._available_bytes(self.model.device)
-        return tokens_that_fit(self.model, chunk_tokens=self.chunk_tokens, available=available)
-
-    def read(self, ids: Iterable[int], *, room_tokens: int, on_progress: OnProgress | None = None) -> Sequence:
-        """Read a text from its beginning.
+    def open_book(self, ids: Iterable[int], *, room_tokens: int = 0, on_progress: OnProgress | None = None) -> Sequence:
+        """Read a text from its beginning, or from where an open text begins to differ.
 
         Args:
             ids: the text.
-            room_tokens: how many tokens can be added to it later; their memory is taken now.
+            room_tokens: how many tokens are meant to be added to it; that they fit is checked now.
             on_progress: called after every chunk.
-
-        Returns:
-            A sequence that holds the text; its memory is freed with it.
 
         Raises:
             ValueError: no ids, ids outside the vocabulary, or a negative room.
@@ -69,97 +103,183 @@ class Engine:
             raise ValueError("there are no tokens to read")
         if room_tokens < 0:
             raise ValueError(f"room_tokens must be at least 0, got {room_tokens}")
-        model, capacity_tokens = self.model, len(text) + room_tokens
-        available = self._available_bytes(model.device)
-        check_capacity(model, capacity_tokens, chunk_tokens=self.chunk_tokens, available=available)
-        cache = KVCache(model.config, capacity_tokens=capacity_tokens, dtype=model.dtype, device=model.device)
-        sequence = Sequence(text, cache)
-        self._read_pending(sequence, on_progress)
+        sequence = self._add(text, self._shared_prefix(text))
+        try:
+            self._check_capacity(sequence, len(text) + room_tokens)
+            self._read(sequence, on_progress)
+        except BaseException:
+            self.close(sequence)
+            raise
         return sequence
 
-    def extend(self, sequence: Sequence, ids: Iterable[int], *, on_progress: OnProgress | None = None) -> None:
+    def append(self, sequence: Sequence, ids: Iterable[int], *, on_progress: OnProgress | None = None) -> None:
         """Read more text behind a sequence; no ids change nothing.
 
         Interrupted, the sequence has all of the new text, and what is unread of it is read when it is next used.
 
         Raises:
             ValueError: ids outside the vocabulary; the sequence is as it was.
-            CapacityError: more tokens than it has room for; the sequence is as it was.
+            CapacityError: they do not fit, and the sequence is as it was; or other texts took the pages meanwhile, and
+                what is unread stays pending.
         """
-        text = self._checked(ids)
-        if len(text) > sequence.room_tokens:
-            raise CapacityError(
-                f"{len(text):,} tokens were to be added to {sequence.num_tokens:,}, but there is room for"
-                f" {sequence.room_tokens:,}; read the text again with more room_tokens"
-            )
-        if text:
-            sequence.append(text)
-        self._read_pending(sequence, on_progress)
+        sequence.check_open()
+        if text := self._checked(ids):
+            self._check_capacity(sequence, sequence.num_tokens + len(text))
+            sequence.extend(text)
+        self._read(sequence, on_progress)
 
-    def write(
-        self,
-        sequence: Sequence,
-        params: SamplingParams,
-        *,
-        eos_id: int | None = None,
-        num_tokens: int | None = None,
-    ) -> Generator[int, None, None]:
+    def stream(
+        self, sequence: Sequence, params: SamplingParams, *, eos_id: int | None = None, num_tokens: int | None = None
+    ) -> Iterator[int]:
         """Write on, yielding each token as it is chosen and put behind the sequence.
 
-        Ends with the end of text (which is neither yielded nor kept), after ``params.max_new_tokens``, or when the
-        room is used up. It may be closed or left at any token: what was yielded is in the sequence, and writing
-        again goes on as if there had been no stop. That holds for the random numbers too: unless the seed in
-        ``params`` is another one, they go on where the last write left them (``sequence.sampler``).
+        Ends with the end of text (which is neither yielded nor kept), after ``params.max_new_tokens``, or where learned
+        positions end. It may be closed or left at any token: what was yielded is in the sequence, and streaming again
+        with the seed it tells goes on as if there had been no stop. Several streams move together: each step takes one
+        token of every stream that waits for it, and a chunk of one text that is being read.
 
         Args:
-            sequence: grows by what is yielded.
+            sequence: grows by what is yielded; ``sequence.seed`` tells the seed in effect.
             params: how to choose, and how many.
             eos_id: the end of text, if there is one.
             num_tokens: the tokenizer's size where the embedding is padded past it; no id from there on is chosen.
 
         Raises:
+            ValueError: the sequence is closed.
             EpilogueError: the model's logits are not finite (when the token is asked for).
-            ValueError: an impossible ``eos_id`` or ``num_tokens``.
+            CapacityError: no page is left for the next token; everything so far is kept.
         """
-        last = sequence.sampler
-        follows = last if last is not None and last.params.seed == params.seed else None
-        sequence.sampler = Sampler(params, eos_id=eos_id, num_tokens=num_tokens, follows=follows)
-        return self._write(sequence, sequence.sampler, eos_id)
+        sequence.check_open()
+        sampler = Sampler(params, eos_id=eos_id, num_tokens=num_tokens)
+        sequence.seed = sampler.seed
+        return self._stream(sequence, sampler, eos_id)
 
-    def _write(self, sequence: Sequence, sampler: Sampler, eos_id: int | None) -> Generator[int, None, None]:
-        # Nothing of inference_mode may be open at the yield: it would be in force in the caller's code.
-        for _ in range(sampler.params.max_new_tokens):
-            if sequence.room_tokens == 0:
-                return
-            token_id = self._choose(sequence, sampler)
-            if token_id == eos_id:
-                return
-            sequence.append([token_id])
-            yield token_id
+    def _stream(self, sequence: Sequence, sampler: Sampler, eos_id: int | None) -> Iterator[int]:
+        self._streaming.append(sequence)
+        try:
+            for _ in range(sampler.params.max_new_tokens):
+                sequence.check_open()
+                if sequence.num_tokens == self._most_positions:
+                    return
+                while sequence.logits_V is None:
+                    self._step(sequence)
+                token_id = sampler.sample(sequence.logits_V, sequence.ids)
+                if token_id == eos_id:
+                    return
+                sequence.extend([token_id])
+                yield token_id
+        finally:
+            self._streaming.remove(sequence)
 
-    @torch.inference_mode()
-    def _choose(self, sequence: Sequence, sampler: Sampler) -> int:
-        self._read_pending(sequence, None)
-        assert sequence.logits_V is not None
-        return sampler.sample(sequence.logits_V, sequence.ids)
+    def fork(self, sequence: Sequence) -> Sequence:
+        """Another text that begins as this one does: no token is read again, no page copied until one of them grows."""
+        sequence.check_open()
+        twin = self._add(sequence.ids, self.pages.fork(sequence.table))
+        twin.logits_V = sequence.logits_V
+        self._prefixes.add(twin)
+        return twin
 
-    @torch.inference_mode()
-    def _read_pending(self, sequence: Sequence, on_progress: OnProgress | None) -> None:
-        """Run the model over tokens that it has not seen, so that the sequence knows what comes next."""
-        model, cache = self.model, sequence.cache
-        if sequence.logits_V is None and sequence.num_pending == 0:
-            # An interruption fell between the last token's keys and its logits.
-            cache.truncate(cache.length - 1)
-        first, last = cache.length, sequence.num_tokens
-        for start in range(first, last, self.chunk_tokens):
-            stop = min(start + self.chunk_tokens, last)
-            ids_BT = torch.tensor([sequence.ids[start:stop]], device=model.device)
-            if stop < last:
-                model.transformer(ids_BT, cache)
-            else:
-                sequence.logits_V = model(ids_BT, cache, last_only=True)[0, -1]
+    def truncate(self, sequence: Sequence, position: int, *, on_progress: OnProgress | None = None) -> None:
+        """Go back to the first ``position`` tokens.
+
+        Where pages that matter there were evicted since, the text is read again.
+
+        Raises:
+            ValueError: the sequence is shorter, or ``position`` is less than 1.
+            CapacityError: no pages to read it again; what is unread stays pending.
+        """
+        sequence.check_open()
+        if not 1 <= position <= sequence.num_tokens:
+            raise ValueError(f"position must be in 1..{sequence.num_tokens}, got {position}")
+        if position < sequence.num_tokens:
+            self._cut(sequence, position)
+        self._read(sequence, on_progress)
+
+    def _cut(self, sequence: Sequence, position: int) -> None:
+        """In an order in which the text is the old one or the new one, wherever an interruption falls."""
+        # One token goes through the model again, to know what comes next.
+        kept, table = min(sequence.table.num_tokens, position - 1), sequence.table
+        kept = kept if self._stepper.can_cut(table, kept) else 0
+        self._prefixes.remove(sequence, but_tokens=kept)
+        sequence.logits_V = None
+        self.pages.truncate(table, kept)
+        del sequence.ids[position:]
+
+    def score(self, ids: Iterable[int], *, after: Sequence | None = None) -> Tensor:
+        """logprobs_T, fp32 on the CPU: of every token but the first (of all, with a text before them).
+
+        Args:
+            ids: the text to score.
+            after: an open text that stands before it; is not changed.
+
+        Raises:
+            ValueError: nothing to score, or ids outside the vocabulary.
+            CapacityError: not enough pages; nothing is kept.
+        """
+        text = self._checked(ids)
+        if len(text) < (2 if after is None else 1):
+            raise ValueError(f"{len(text)} tokens leave nothing to score")
+        scored = self._add(text[:1], None) if after is None else self.fork(after)
+        try:
+            targets = text[1:] if after is None else text
+            self._check_capacity(scored, scored.num_tokens + len(targets))
+            self._read(scored, None)
+            return logprobs(self._stepper, scored, targets, self._waiting())
+        finally:
+            self.close(scored)
+
+    def close(self, sequence: Sequence) -> None:
+        """Give a text's pages back now; it cannot be used any more."""
+        sequence.is_closed = True
+        self._prefixes.remove(sequence)
+        self.pages.release(sequence.table)
+        self._sequences.discard(sequence)
+
+    def stats(self) -> Stats:
+        """What is held and what has been done, now."""
+        return gather_stats(self.pages, self._sequences)
+
+    def _add(self, text: Iterable[int], table: PageTable | None) -> Sequence:
+        table = self.pages.empty_table() if table is None else table
+        sequence = Sequence(text, table, Reads.none(self.model.config.n_heads))
+        self._sequences.add(sequence)
+        return sequence
+
+    def _shared_prefix(self, text: list[int]) -> PageTable | None:
+        """The longest run of full pages that an open text has, whole enough to go on from."""
+        for num_tokens, other in self._prefixes.longest(text):
+            if self._stepper.can_cut(other.table, num_tokens):
+                return self.pages.fork(other.table, num_tokens)
+        return None
+
+    def _read(self, sequence: Sequence, on_progress: OnProgress | None) -> None:
+        """Run the model over what it has not seen of a text, so that it is known what comes next."""
+        total = sequence.num_pending
+        while sequence.logits_V is None:
+            self._step(sequence)
             if on_progress is not None:
-                on_progress(stop - first, last - first)
+                on_progress(total - sequence.num_pending, total)
+        self._prefixes.add(sequence)
+
+    def _step(self, sequence: Sequence) -> None:
+        self._stepper.step(sequence, self._waiting())
+
+    def _waiting(self) -> Iterator[Sequence]:
+        """Texts that are being written and can come along."""
+        return (text for text in list(self._streaming) if text.logits_V is None and not text.is_closed)
+
+    @property
+    def _most_positions(self) -> int | None:
+        config = self.model.config
+        return config.max_seq_len if config.has_position_embedding else None
+
+    def _check_capacity(self, sequence: Sequence, num_tokens: int) -> None:
+        """Refuse to let a text become so long if its pages may not suffice."""
+
+        def pages_needed(tokens: int) -> int:
+            return self.pages.needed(sequence.table, tokens, self._stepper.most_pages(tokens))
+
+        check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self._most_positions)
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         text = [index(token_id) for token_id in ids]

@@ -12,7 +12,7 @@ def stream_text(token_ids: Iterable[int], stream: TextStream) -> Iterator[str]:
     the text, with whatever was held back; when this iterator is closed or interrupted instead, that is not yielded.
 
     Args:
-        token_ids: such as ``Engine.write`` yields; not closed here, for it may be gone on with.
+        token_ids: such as ``Engine.stream`` yields; not closed here, for it may be gone on with.
         stream: fresh, or with a beginning of the same text in it.
     """
     for token_id in token_ids:

@@ -18,7 +18,7 @@ def generate(
     eos_id: int | None = None,
     num_tokens: int | None = None,
 ) -> list[int]:
-    """The tokens that ``Engine.write`` must yield after ``Engine.read``, given room enough.
+    """The tokens that ``Engine.stream`` must yield after ``Engine.open_book``, given room enough.
 
     Time and memory grow with the square of the text: for tests.
     """

@@ -2,9 +2,12 @@
 
 Filters act in this order, as in transformers: repetition penalty on the model's logits, temperature, top_k, top_p,
 min_p; what is left is sampled. llama.cpp differs in taking the temperature last. Everything is fp64 on the CPU, so a
-seed gives the same tokens whatever device the model runs on, as far as the logits agree.
+seed gives the same tokens whatever device the model runs on, as far as the logits agree. The random number of a token
+is a function of the seed and the token's position and of nothing else: other texts, pauses and forks change nothing.
 """
 
+import hashlib
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from torch import Tensor
 from epilogue.engine import filters
 from epilogue.errors import EpilogueError, RequestError
 
-# The generator of PyTorch's CPU looks at 32 bits of a seed; a larger one would be another one's double.
+# Seeds that are drawn are short enough to be typed again.
 _NUM_SEEDS = 2**32
 _LARGEST = sys.float_info.max
 # Field, whether whole, test, what is wanted, and what to do.
@@ -73,13 +76,12 @@ def _is_number(value: object, *, is_whole: bool) -> bool:
 
 
 class Sampler:
-    """Chooses tokens by one request's settings; each choice moves its random numbers on.
+    """Chooses tokens by one request's settings; holds no state but them.
 
     Args:
         params: the settings.
         eos_id: end of text, which ``ignore_eos`` never lets happen.
         num_tokens: ids from here on are rows that only pad the embedding, and are never chosen. None: no such rows.
-        follows: an earlier sampler, whose seed this one has and whose random numbers it goes on with.
 
     Raises:
         ValueError: ``num_tokens`` is less than 1 or ``eos_id`` negative.
@@ -87,7 +89,6 @@ class Sampler:
 
     seed: int
     """The seed in effect, to repeat the run with."""
-    _generator: torch.Generator
 
     def __init__(
         self,
@@ -95,7 +96,6 @@ class Sampler:
         *,
         eos_id: int | None = None,
         num_tokens: int | None = None,
-        follows: "Sampler | None" = None,
     ) -> None:
         if num_tokens is not None and num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
@@ -104,11 +104,7 @@ class Sampler:
         self.params = params
         self.num_tokens = num_tokens
         self._banned_id = eos_id if params.ignore_eos else None
-        if follows is not None:
-            self.seed, self._generator = follows.seed, follows._generator
-        else:
-            self.seed = _draw_seed() if params.seed is None else params.seed
-            self._generator = torch.Generator().manual_seed(self.seed)
+        self.seed = secrets.randbelow(_NUM_SEEDS) if params.seed is None else params.seed
 
     def sample(self, logits_V: Tensor, history: Sequence[int]) -> int:
         """The next token's id.
@@ -125,12 +121,16 @@ class Sampler:
         if self.params.temperature == 0:
             return int(scores_V.argmax())
         probs_V = self._filter(scores_V).softmax(0)
-        return int(torch.multinomial(probs_V, 1, generator=self._generator))
+        cumulative_V = probs_V.cumsum(0)
+        drawn = _uniform(self.seed, len(history)) * float(cumulative_V[-1])
+        token_id = int(torch.searchsorted(cumulative_V, drawn, right=True))
+        # Rounding may put the number on the very end, behind which tokens of no probability may stand.
+        return min(token_id, int(probs_V.nonzero()[-1]))
 
     def probabilities(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
         """The distribution that ``sample`` draws from, probs_V in fp64 on the CPU; arguments and errors are its own.
 
-        V is ``num_tokens`` where that is smaller. At temperature 0 one token has it all. Moves no random numbers.
+        V is ``num_tokens`` where that is smaller. At temperature 0 one token has it all.
         """
         scores_V = self._scores(logits_V, history)
         if self.params.temperature == 0:
@@ -167,5 +167,7 @@ class Sampler:
         return scores_V
 
 
-def _draw_seed() -> int:
-    return torch.Generator().seed() % _NUM_SEEDS
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) for one token of one seed's text."""
+    digest = hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53

@@ -4,27 +4,31 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from epilogue.engine.sampling import Sampler
-from epilogue.model import KVCache
+from epilogue.model import PageTable, Reads
 
 
 class Sequence:
-    """A text, its keys and values, and what the model expects next.
+    """A text, its pages of keys and values, and what the model expects next.
 
-    Made by ``Engine.read`` and grown by the engine alone. At every moment, also after an interruption:
+    Made by an ``Engine`` and grown by it alone. At every moment, also after an interruption:
 
     - ``ids`` is the whole text, read and written;
-    - ``cache`` holds its first ``cache.length`` tokens, and the rest, ``num_pending``, go through the model before
-      the next token is chosen;
+    - ``table`` holds (or has evicted) its first ``table.num_tokens`` tokens, and the rest, ``num_pending``, go through
+      the model before the next token is chosen;
     - ``logits_V`` is what the model expects after the last token, or None while that is not known.
+
+    Its pages go back when it is closed (``Engine.close``) or forgotten.
     """
 
-    def __init__(self, ids: Iterable[int], cache: KVCache) -> None:
+    def __init__(self, ids: Iterable[int], table: PageTable, reads: Reads) -> None:
         self.ids = list(ids)
-        self.cache = cache
+        self.table = table
+        self.reads = reads
+        """How much of its past was looked at."""
         self.logits_V: Tensor | None = None
-        self.sampler: Sampler | None = None
-        """Of the last ``Engine.write``: tells the seed in effect. None makes the next write start its seed anew."""
+        self.seed: int | None = None
+        """The seed in effect in the last ``Engine.stream``."""
+        self.is_closed = False
 
     @property
     def num_tokens(self) -> int:
@@ -34,19 +38,18 @@ class Sequence:
     @property
     def num_pending(self) -> int:
         """Tokens that the model has not seen yet."""
-        return self.num_tokens - self.cache.length
+        return self.num_tokens - self.table.num_tokens
 
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens the text can grow to."""
-        return self.cache.capacity_tokens
-
-    @property
-    def room_tokens(self) -> int:
-        """Tokens that can still be added."""
-        return self.capacity_tokens - self.num_tokens
-
-    def append(self, ids: Iterable[int]) -> None:
-        """Add tokens for the engine to see to; there must be room. What was expected next is forgotten."""
+    def extend(self, ids: Iterable[int]) -> None:
+        """Add tokens for the engine to see to. What was expected next is forgotten first: it may come to no more."""
         self.logits_V = None
         self.ids.extend(ids)
+
+    def check_open(self) -> None:
+        """Refuse to go on with a closed text.
+
+        Raises:
+            ValueError: it was closed.
+        """
+        if self.is_closed:
+            raise ValueError("this text was closed and its pages are gone; open the book again")

@@ -1,13 +1,24 @@
-"""KVCache: the keys and values of what has been read, in memory taken once."""
+"""KVCache: what attention sees of sequences during one forward pass, over pages and within reach."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
 
 from epilogue.kernels.attention import Backend, attention
-from epilogue.model.config import MPTConfig
-from epilogue.model.reach import PAGE_TOKENS, ReachPlan, page_norms, plan_reach
+from epilogue.kernels.paged_attention import (
+    MOST_QUERIES,
+    PAGE_TOKENS,
+    gather_pages,
+    page_norms,
+    paged_attention,
+    write_pages,
+)
+from epilogue.model.eviction import EvictionBounds
+from epilogue.model.page_pool import PagePool, PageTable
+from epilogue.model.reach import ReachPlan, plan_reach
 
 
 @dataclass
@@ -16,12 +27,20 @@ class Reads:
 
     visited_H: Tensor
     dense_H: Tensor
+    omitted_mass: float = 0.0
+    """Largest certified share of a probability that was left out."""
+
+    @classmethod
+    def none(cls, heads: int) -> "Reads":
+        """Nothing read yet."""
+        return cls(torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64))
 
     def add(self, plan: ReachPlan) -> None:
         """Count one call."""
         visited_H, dense = plan.visited()
         self.visited_H += visited_H.cpu()
         self.dense_H += dense
+        self.omitted_mass = max(self.omitted_mass, float(plan.omitted_mass_HN.max()))
 
     @property
     def share(self) -> float:
@@ -29,38 +48,45 @@ class Reads:
         return float(self.visited_H.sum() / self.dense_H.sum()) if self.dense_H.any() else 1.0
 
 
+@dataclass(frozen=True)
+class Segment:
+    """New tokens of one sequence: ``num_tokens`` of them behind the table's, on pages the table lists already."""
+
+    table: PageTable
+    num_tokens: int
+    reads: Reads | None = None
+    """Counts what is visited, if anybody wants to know."""
+
+    @property
+    def stop(self) -> int:
+        """Tokens the sequence has behind this pass."""
+        return self.table.num_tokens + self.num_tokens
+
+
+@dataclass
 class KVCache:
-    """Keys and values of every layer in buffers of fixed capacity; appending copies only what is new.
+    """The past of a forward pass over any number of sequences, whose new tokens stand one after the other in a row.
 
-    The first ``length`` tokens are held. A forward pass writes each layer with ``append`` and ends with ``advance``;
-    the views that ``append`` returns are valid until the next ``append`` to that layer. ALiBi keeps positions out of
-    the keys, so ``truncate`` is all that going back takes.
-
-    Beside the keys it keeps the largest key norm of every page, from which each ``attend`` proves how far back its
-    queries must look: older keys hold at most ``epsilon`` of the probability. 0 looks at everything.
+    ``attend`` writes a layer's new keys and values into the pages that the tables list and looks back from each new
+    token as far as it must: older keys hold at most ``epsilon`` of its probability. The tables' ``num_tokens`` is left
+    alone; whoever made the pass adds to it when all layers are through.
     """
 
-    def __init__(
-        self,
-        config: MPTConfig,
-        *,
-        capacity_tokens: int,
-        batch: int = 1,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        epsilon: float = 1e-6,
-    ) -> None:
-        shape = (batch, config.kv_n_heads, capacity_tokens, config.head_dim)
-        self._keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        self._values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        num_pages = -(-capacity_tokens // PAGE_TOKENS)
-        self._norms = torch.zeros(config.n_layers, config.kv_n_heads, num_pages, device=device)
-        self.capacity_tokens = capacity_tokens
-        self.epsilon = epsilon
-        self.length = 0
-        self.reads = Reads(
-            torch.zeros(config.n_heads, dtype=torch.int64), torch.zeros(config.n_heads, dtype=torch.int64)
-        )
+    pool: PagePool
+    segments: Sequence[Segment]
+    epsilon: float = 1e-6
+    bounds: EvictionBounds | None = None
+    """Kept up with by every page that is written, if pages are to be evicted later."""
+    _rows: list[slice] = field(init=False)
+
+    def __post_init__(self) -> None:
+        stops = torch.tensor([0] + [segment.num_tokens for segment in self.segments]).cumsum(0).tolist()
+        self._rows = [slice(start, stop) for start, stop in pairwise(stops)]
+
+    def positions(self) -> Tensor:
+        """positions_BT of the new tokens, for a model that has learned them; B is 1."""
+        parts = [torch.arange(segment.table.num_tokens, segment.stop) for segment in self.segments]
+        return torch.cat(parts)[None]
 
     def attend(
         self,
@@ -73,50 +99,142 @@ class KVCache:
         scale: float,
         backend: Backend | None = None,
     ) -> Tensor:
-        """Append new tokens to a layer and attend from them to everything within reach; out_BTHD."""
-        k_BSKD, v_BSKD = self.append(layer, k_BTKD, v_BTKD)
-        num_keys = k_BSKD.shape[1]
-        norms_KP = self._norms[layer, :, : -(-num_keys // PAGE_TOKENS)]
-        plan = plan_reach(q_BTHD, k_BTKD, norms_KP, slopes_H, scale=scale, epsilon=self.epsilon, num_keys=num_keys)
-        self.reads.add(plan)
-        return attention(q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale, first_key_HN=plan.first_key_HN, backend=backend)
+        """Take in a layer's new keys and values, and attend from their tokens; out_BTHD.
 
-    def append(self, layer: int, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new tokens behind those held and return all of them as views k_BSKD, v_BSKD.
-
-        ``length`` stays as it was: every layer of a pass appends at the same place.
-
-        Raises:
-            ValueError: more tokens than the capacity.
+        The new tokens of all segments are the rows of q, k and v, in order, over batch and time together.
         """
-        stop = self.length + k_BTKD.shape[1]
-        if stop > self.capacity_tokens:
-            raise ValueError(f"{stop} tokens do not fit a cache of {self.capacity_tokens}")
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, :, self.length : stop] = k_BTKD.transpose(1, 2)
-        values[:, :, self.length : stop] = v_BTKD.transpose(1, 2)
-        self._append_norms(layer, k_BTKD)
-        return keys[:, :, :stop].transpose(1, 2), values[:, :, :stop].transpose(1, 2)
+        q_RHD, k_RKD, v_RKD = (x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD))
+        plans = [
+            self._take_in(layer, segment, q_RHD[rows], k_RKD[rows], v_RKD[rows], slopes_H, scale)
+            for segment, rows in zip(self.segments, self._rows, strict=True)
+        ]
+        out_RHD = torch.empty_like(q_RHD)
+        for indices in self._together(backend):
+            parts = [(self.segments[i], plans[i], q_RHD[self._rows[i]]) for i in indices]
+            if backend is None and parts[0][0].num_tokens <= MOST_QUERIES:
+                outs = _decode(self.pool, layer, parts, slopes_H, scale)
+            else:
+                outs = [_read(self.pool, layer, *parts[0], slopes_H, scale, backend)]
+            for i, out_THD in zip(indices, outs, strict=True):
+                out_RHD[self._rows[i]] = out_THD
+        return out_RHD.view_as(q_BTHD)
 
-    def _append_norms(self, layer: int, k_BTKD: Tensor) -> None:
-        """Keep each page's largest norm; of tokens forgotten in the middle of a page too, which is safe."""
-        first, inside = divmod(self.length, PAGE_TOKENS)
-        new_KP = page_norms(torch.nn.functional.pad(k_BTKD, (0, 0, 0, 0, inside, 0)))
-        if inside:
-            new_KP[:, 0] = torch.maximum(new_KP[:, 0], self._norms[layer, :, first])
-        self._norms[layer, :, first : first + new_KP.shape[1]] = new_KP
+    def _together(self, backend: Backend | None) -> list[list[int]]:
+        """Segments that go through one call: few tokens, and equally many."""
+        order = sorted(range(len(self.segments)), key=lambda i: self.segments[i].num_tokens)
+        groups = [list(group) for _, group in groupby(order, key=lambda i: self.segments[i].num_tokens)]
+        few = [g for g in groups if backend is None and self.segments[g[0]].num_tokens <= MOST_QUERIES]
+        return few + [[i] for g in groups if g not in few for i in g]
 
-    def advance(self, num_tokens: int) -> None:
-        """Count tokens that every layer has appended."""
-        self.length += num_tokens
+    def _take_in(
+        self, layer: int, segment: Segment, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, slopes_H: Tensor, scale: float
+    ) -> ReachPlan:
+        """Write new keys and values, bring the bounds of their pages up to date, and plan how far to look back."""
+        table, pool = segment.table, self.pool
+        first, inside = divmod(table.num_tokens, PAGE_TOKENS)
+        stop = -(-segment.stop // PAGE_TOKENS)
+        ids_KP = table.ids_LKP[layer, :, first:stop].to(q_THD.device)
+        write_pages(pool.keys, k_TKD.transpose(0, 1), ids_KP, inside)
+        write_pages(pool.values, v_TKD.transpose(0, 1), ids_KP, inside)
+        table.norms_LKP[layer, :, first:stop] = page_norms(pool.keys, ids_KP, num_tokens=inside + segment.num_tokens)
+        wide = q_THD.dtype if q_THD.dtype == torch.float64 else torch.float32
+        stored_KTD = gather_pages(pool.keys, ids_KP, dtype=wide)[:, inside : inside + segment.num_tokens]
+        if self.bounds is not None:
+            scores_HT = self.bounds.largest_scores(layer, stored_KTD)
+            _raise_page_scores(table.scores_LHP[layer], scores_HT, first, inside)
+        plan = plan_reach(
+            q_THD[None].to(wide),
+            stored_KTD.transpose(0, 1)[None],
+            table.norms_LKP[layer, :, :stop],
+            slopes_H,
+            scale=scale,
+            epsilon=self.epsilon,
+            num_keys=segment.stop,
+        )
+        plan = _within(plan, table, layer, self.epsilon)
+        if segment.reads is not None:
+            segment.reads.add(plan)
+        return plan
 
-    def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} of {self.length} tokens")
-        self.length = length
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all buffers, filled or not."""
-        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
+def _raise_page_scores(scores_HP: Tensor, scores_HT: Tensor, first: int, inside: int) -> None:
+    """Keep each page's largest score."""
+    padded_HT = torch.nn.functional.pad(scores_HT, (inside, -(inside + scores_HT.shape[1]) % PAGE_TOKENS))
+    new_HP = padded_HT.reshape(len(padded_HT), -1, PAGE_TOKENS).amax(dim=2)
+    pages = slice(first, first + new_HP.shape[1])
+    if inside:
+        new_HP[:, 0] = torch.maximum(new_HP[:, 0], scores_HP[:, first])
+    scores_HP[:, pages] = new_HP
+
+
+def _within(plan: ReachPlan, table: PageTable, layer: int, epsilon: float) -> ReachPlan:
+    """The plan without the pages that were evicted, of which is certified that they weigh at most epsilon."""
+    heads, kv_heads = len(plan.first_key_HN), table.ids_LKP.shape[1]
+    live_K = table.first_live_K(layer).to(plan.first_key_HN.device)
+    edge_H1 = (live_K * PAGE_TOKENS).repeat_interleave(heads // kv_heads)[:, None]
+    mass_HN = torch.where(plan.first_key_HN < edge_H1, epsilon, plan.omitted_mass_HN)
+    return ReachPlan(torch.maximum(plan.first_key_HN, edge_H1), mass_HN, plan.num_keys, plan.num_queries)
+
+
+def _decode(
+    pool: PagePool,
+    layer: int,
+    parts: Sequence[tuple[Segment, ReachPlan, Tensor]],
+    slopes_H: Tensor,
+    scale: float,
+) -> list[Tensor]:
+    """A few tokens each of several sequences, in one call."""
+    device = slopes_H.device
+    width = max(-(-segment.stop // PAGE_TOKENS) for segment, _, _ in parts)
+    ids = [segment.table.ids_LKP[layer] for segment, _, _ in parts]
+    padded = [torch.nn.functional.pad(x[:, :width], (0, width - min(width, x.shape[1])), value=-1) for x in ids]
+    out_BTHD = paged_attention(
+        torch.stack([q_THD for _, _, q_THD in parts]),
+        pool.keys,
+        pool.values,
+        torch.stack(padded).to(device, torch.int32),
+        torch.tensor([segment.stop for segment, _, _ in parts], device=device),
+        slopes_H,
+        scale=scale,
+        first_page_BH=torch.stack([plan.first_key_HN[:, 0] // PAGE_TOKENS for _, plan, _ in parts]),
+    )
+    return list(out_BTHD)
+
+
+def _read(
+    pool: PagePool,
+    layer: int,
+    segment: Segment,
+    plan: ReachPlan,
+    q_THD: Tensor,
+    slopes_H: Tensor,
+    scale: float,
+    backend: Backend | None,
+) -> Tensor:
+    """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
+    ids_KP = segment.table.ids_LKP[layer].to(q_THD.device)
+    group = q_THD.shape[1] // len(ids_KP)
+    stop = -(-segment.stop // PAGE_TOKENS)
+    edges = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(len(ids_KP), group).amin(dim=1).tolist()
+    out_THD = torch.empty_like(q_THD)
+    wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
+    # Codes become numbers in fp32 at least; only what is stored as bf16 may stay so.
+    gathered = torch.float32 if wide == torch.bfloat16 and pool.storage != "bfloat16" else wide
+    for edge, run in groupby(range(len(edges)), key=edges.__getitem__):
+        members = list(run)
+        kv_heads = slice(members[0], members[-1] + 1)
+        heads = slice(kv_heads.start * group, kv_heads.stop * group)
+        k_KSD, v_KSD = (
+            gather_pages(pages, ids_KP[kv_heads, edge:stop], dtype=gathered)[:, : segment.stop - edge * PAGE_TOKENS]
+            for pages in (pool.keys, pool.values)
+        )
+        out_THD[:, heads] = attention(
+            q_THD[None, :, heads].to(wide),
+            k_KSD.transpose(0, 1)[None].to(wide),
+            v_KSD.transpose(0, 1)[None].to(wide),
+            slopes_H[heads],
+            scale=scale,
+            first_key_HN=plan.first_key_HN[heads] - edge * PAGE_TOKENS,
+            backend=backend,
+        )[0]
+    return out_THD

@@ -81,18 +81,18 @@ class Attention(nn.Module):
         self.slopes_H = self._make_slopes(self.out_proj.weight.device)
         return self
 
-    def forward(self, x_BTC: Tensor, cache: KVCache | None) -> Tensor:
-        """Attend from every token to itself and all before it."""
+    def forward(self, x_BTC: Tensor, cache: KVCache | None, document_start_BT: Tensor | None = None) -> Tensor:
+        """Attend from every token to itself and all before it, or all of its document."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
         if cache is not None:
             out_BTHD = cache.attend(
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
             )
         else:
-            out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD)
+            out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD, document_start_BT)
         return self.out_proj(out_BTHD.flatten(2))  # type: ignore[no-any-return]
 
-    def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+    def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
@@ -101,8 +101,8 @@ class Attention(nn.Module):
             )  # fmt: skip
             first_key_HN = plan.first_key_HN
         return attention(
-            q_BTHD, k_BTKD, v_BTKD, self.slopes_H,
-            scale=self.scale, first_key_HN=first_key_HN, backend=self.backend,
+            q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale,
+            first_key_HN=first_key_HN, document_start_BT=document_start_BT, backend=self.backend,
         )  # fmt: skip
 
     def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,9 +143,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTC: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: KVCache | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
-        x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache))
+        x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
 
 
@@ -162,27 +162,31 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm_f = make_norm(config, config.d_model)
 
-    def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: KVCache | None = None, document_start_BT: Tensor | None = None) -> Tensor:
         """x_BTC for new tokens; the cache, if any, is behind them and takes them in."""
+        if cache is not None and document_start_BT is not None:
+            raise ValueError("documents are packed for training, without a cache: pass one of the two")
         x_BTC = self.wte(ids_BT)
-        past = 0 if cache is None else cache.length
         if self.config.has_position_embedding:
-            x_BTC = x_BTC + self.wpe(self._positions(past, ids_BT))
+            positions_BT = self._positions(ids_BT, cache)
+            # A document's positions are those it would have alone.
+            x_BTC = x_BTC + self.wpe(positions_BT if document_start_BT is None else positions_BT - document_start_BT)
         if self.config.embedding_fraction != 1:
             share = self.config.embedding_fraction
             x_BTC = x_BTC * share + x_BTC.detach() * (1 - share)
         x_BTC = self.dropout(x_BTC)
         for block in self.blocks:
-            x_BTC = block(x_BTC, cache)
-        if cache is not None:
-            cache.advance(ids_BT.shape[1])
+            x_BTC = block(x_BTC, cache, document_start_BT)
         return self.norm_f(x_BTC)  # type: ignore[no-any-return]
 
-    def _positions(self, past: int, ids_BT: Tensor) -> Tensor:
-        stop = past + ids_BT.shape[1]
-        if stop > self.config.max_seq_len:
-            raise ValueError(f"{stop} tokens, but this model has learned positions for {self.config.max_seq_len} only")
-        return torch.arange(past, stop, device=ids_BT.device)
+    def _positions(self, ids_BT: Tensor, cache: KVCache | None) -> Tensor:
+        positions_BT = torch.arange(ids_BT.shape[1])[None] if cache is None else cache.positions()
+        num_tokens = int(positions_BT.max()) + 1
+        if num_tokens > self.config.max_seq_len:
+            raise ValueError(
+                f"{num_tokens} tokens, but this model has learned positions for {self.config.max_seq_len} only"
+            )
+        return positions_BT.to(ids_BT.device)
 
 
 class MPT(nn.Module):
@@ -209,6 +213,13 @@ class MPT(nn.Module):
         """What the weights are."""
         return self.transformer.wte.weight.dtype
 
+    @property
+    def slopes_H(self) -> Tensor:
+        """fp32 slopes, the same in every layer; zeros without ALiBi."""
+        first = self.transformer.blocks[0]
+        assert isinstance(first, Block)
+        return first.attn.slopes_H
+
     def set_attention_backend(self, backend: Backend | None) -> None:
         """Run attention by one backend everywhere; None chooses by device and shape."""
         for module in self.modules():
@@ -228,26 +239,38 @@ class MPT(nn.Module):
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
 
-    def forward(self, ids_BT: Tensor, cache: KVCache | None = None, *, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        ids_BT: Tensor,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+        document_start_BT: Tensor | None = None,
+    ) -> Tensor:
         """Next-token logits.
 
         Args:
             ids_BT: new token ids, int64.
             cache: what stands before them; takes them in. The same batch, dtype and device as the model.
             last_only: only the last token's logits, as [B, 1, V]; the way to read a book.
+            document_start_BT: for several documents packed into a sequence, without a cache: for every token the
+                position of its document's first one, int64. No document sees another.
 
         Returns:
             logits_BTV in the model's dtype.
 
         Raises:
-            ValueError: more tokens than learned positions or than the cache has room for.
+            ValueError: more tokens than learned positions or than the cache has room for, or documents and a cache.
         """
-        x_BTC = self.transformer(ids_BT, cache)
+        x_BTC = self.transformer(ids_BT, cache, document_start_BT)
         return self.head(x_BTC[:, -1:] if last_only else x_BTC)
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy of the targets in nats, as an fp32 scalar. Stores logits_BTV in fp32."""
-        logits_BTV = self(ids_BT).float()
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, document_start_BT: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the targets in nats, as an fp32 scalar. Stores logits_BTV in fp32.
+
+        ``document_start_BT`` is that of ``forward``.
+        """
+        logits_BTV = self(ids_BT, document_start_BT=document_start_BT).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
     @torch.no_grad()

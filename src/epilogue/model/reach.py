@@ -1,8 +1,9 @@
 """Reach: how far back each head must look, proved from norms.
 
-ALiBi lowers a score by slope * distance, and |q.k| <= |q| |k|. So all the probability that keys older than some page can
-have is bounded in closed form, and pages whose bound is below epsilon need not be visited, whatever the input. The bound
-and its proof: docs/numerics.md. Prior art for forget gates: Adaptive Computation Pruning (Lin et al., arXiv 2504.06949).
+ALiBi lowers a score by slope * distance, and |q.k| <= |q| |k|. So all the probability that keys older than some page
+can have is bounded in closed form, and pages whose bound is below epsilon need not be visited, whatever the input. The
+bound and its proof: docs/numerics.md. Prior art for forget gates: Adaptive Computation Pruning (Lin et al., arXiv
+2504.06949).
 """
 
 import math
@@ -13,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue.kernels.attention import TILE_TOKENS
+from epilogue.kernels.paged_attention import PAGE_TOKENS
 
-PAGE_TOKENS = 128
-"""Keys that are skipped or visited together."""
-# Nats added to every bound against the rounding of norms, scores and the bound itself (some 1e-5 nats each).
+# Nats added to every bound against the fp64 rounding of the bound itself.
 _SLACK = 0.01
+# Squares of less may vanish from an fp32 norm (they do below 2**-63; the room makes _rounding cover products too).
+_LEAST = 2.0**-50
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class ReachPlan:
 
 
 def page_norms(k_BSKD: Tensor) -> Tensor:
-    """norms_KP, fp32: the largest norm of a key in each page of PAGE_TOKENS, over the batch too."""
+    """norms_KP, fp32: the largest norm of a key in each page of PAGE_TOKENS, over the batch too.
+
+    As fp32 rounds them, up or down; ``plan_reach`` makes room for that.
+    """
     norms_KS = k_BSKD.float().norm(dim=-1).amax(dim=0).T
     padded_KS = F.pad(norms_KS, (0, -norms_KS.shape[1] % PAGE_TOKENS))
     return padded_KS.reshape(len(padded_KS), -1, PAGE_TOKENS).amax(dim=2)
@@ -65,19 +70,21 @@ def plan_reach(
         exp(scale |q_p| K - m (t0 - e) - own_p - m (p - t0)) * min(e + 1, 1 / (1 - exp(-m)))
 
     with K their largest norm, e the last of them, t0 the tile's first position. Over the rows of a tile the exponent is
-    convex in K, so the chord between K = 0 and the largest K of all bounds it for every prefix at once.
+    convex in K, so the chord between K = 0 and the largest K of all bounds it for every prefix at once. A NaN or an
+    infinity anywhere in a head makes its bounds NaN or infinite, and nothing of it is skipped.
 
     Args:
         q_BTHD: the queries, the last T of ``num_keys`` positions.
         k_BTKD: those positions' own keys.
-        norms_KP: ``page_norms`` of all keys, T newest ones included.
+        norms_KP: ``page_norms`` of all keys, T newest ones included; larger numbers are safe.
         slopes_H: fp32.
         scale: factor on q.k.
         epsilon: 0 visits everything.
         num_keys: S.
 
     Returns:
-        A plan that holds for every sequence of the batch. O(H * tiles * pages) memory.
+        A plan that holds for every sequence of the batch, also where a query may not see some of the older keys
+        (another document's): then they weigh less. O(H * tiles * pages) memory.
     """
     device, num_queries, num_heads = q_BTHD.device, *q_BTHD.shape[1:3]
     starts_N = _tile_starts(device, num_queries, num_keys)
@@ -86,7 +93,7 @@ def plan_reach(
         return ReachPlan(nothing_HN, nothing_HN.double(), num_keys, num_queries)
 
     slopes_H = slopes_H.double()
-    largest_HP = _largest_older(norms_KP, num_heads)
+    largest_HP = _largest_older(norms_KP, num_heads, q_BTHD.shape[3])
     at_zero_HN, at_most_HN, most_H = _exponents(q_BTHD, k_BTKD, largest_HP, slopes_H, scale=scale)
     share_HP = largest_HP / most_H[:, None]
     exponent_HNP = at_zero_HN[..., None] + (at_most_HN - at_zero_HN)[..., None] * share_HP[:, None]
@@ -96,10 +103,11 @@ def plan_reach(
     bound_HNP = exponent_HNP - slopes_H[:, None, None] * distance_NP + tail_HP.log()[:, None] + _SLACK
 
     may_skip_HNP = (bound_HNP <= math.log(epsilon)) & (older_P <= starts_N[:, None])
-    # The bound grows with the prefix, so the prefixes that may be skipped are the shortest ones.
+    # The bound grows with the prefix, so the prefixes that may be skipped are the shortest ones. (Were it not for
+    # that, cummin would skip too little, never too much: each prefix stands on its own bound.)
     skipped_HN = may_skip_HNP.cummin(dim=2).values.sum(dim=2)
     last_HN1 = (skipped_HN - 1).clamp(min=0)[..., None]
-    mass_HN = bound_HNP.gather(2, last_HN1)[..., 0].exp().masked_fill(skipped_HN == 0, 0.0)
+    mass_HN = bound_HNP.gather(2, last_HN1)[..., 0].exp().clamp(max=epsilon).masked_fill(skipped_HN == 0, 0.0)
     return ReachPlan(skipped_HN * PAGE_TOKENS, mass_HN, num_keys, num_queries)
 
 
@@ -108,22 +116,39 @@ def _tile_starts(device: torch.device, num_queries: int, num_keys: int) -> Tenso
     return torch.arange(num_keys - num_queries, num_keys, TILE_TOKENS, device=device)
 
 
-def _largest_older(norms_KP: Tensor, num_heads: int) -> Tensor:
-    """For every prefix of pages the largest key norm in it, a head each; fp64, never 0."""
-    running_KP = norms_KP.double().cummax(dim=1).values.clamp(min=1e-30)
+def _rounding(head_dim: int) -> float:
+    """By what share of |x| |y| an fp32 dot product of this width may be wrong, in any order of summing; a norm too."""
+    return (head_dim + 8) * 2.0**-24
+
+
+def _at_least(norms: Tensor, head_dim: int) -> Tensor:
+    """fp64 numbers no smaller than the true norms, which fp32 rounds up or down, or to 0 where squares vanish."""
+    return norms.double() * (1 + _rounding(head_dim)) + math.sqrt(head_dim) * _LEAST
+
+
+def _largest_older(norms_KP: Tensor, num_heads: int, head_dim: int) -> Tensor:
+    """For every prefix of pages at least the largest key norm in it, a head each; fp64, never 0."""
+    running_KP = _at_least(norms_KP, head_dim).cummax(dim=1).values
     return running_KP.repeat_interleave(num_heads // len(norms_KP), dim=0)
+
+
+def _own_scores(q_BTHD: Tensor, k_BTKD: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """own_BHT, at most what each query scores with its own key, and norm_BHT, at least |scale| |q|; both fp64."""
+    head_dim, group = q_BTHD.shape[3], q_BTHD.shape[2] // k_BTKD.shape[2]
+    wide = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
+    q_BTHD, k_BTKD = q_BTHD.to(wide), k_BTKD.to(wide)
+    dot_BTH = (q_BTHD.unflatten(2, (-1, group)) * k_BTKD.unsqueeze(3)).sum(-1).flatten(2).double()
+    norm_BTH = _at_least(q_BTHD.norm(dim=-1), head_dim) * abs(scale)
+    own_norm_BTH = _at_least(k_BTKD.norm(dim=-1), head_dim).repeat_interleave(group, dim=2)
+    own_BTH = dot_BTH * scale - _rounding(head_dim) * norm_BTH * own_norm_BTH
+    return own_BTH.transpose(1, 2), norm_BTH.transpose(1, 2)
 
 
 def _exponents(
     q_BTHD: Tensor, k_BTKD: Tensor, largest_HP: Tensor, slopes_H: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A tile's largest exponent but for the slope's part, at key norm 0 and at the largest norm of all; and that norm."""
-    group = q_BTHD.shape[2] // k_BTKD.shape[2]
-    wide = torch.float64 if q_BTHD.dtype == torch.float64 else torch.float32
-    q_BTHD, k_BTKD = q_BTHD.to(wide), k_BTKD.to(wide)
-    own_BTH = (q_BTHD.unflatten(2, (-1, group)) * k_BTKD.unsqueeze(3)).sum(-1).flatten(2) * scale
-    norm_BTH = q_BTHD.norm(dim=-1) * abs(scale)
-    own_BHT, norm_BHT = own_BTH.transpose(1, 2).double(), norm_BTH.transpose(1, 2).double()
+    """A tile's largest exponent but for the prefix's distance, at key norm 0 and at the largest norm; and that norm."""
+    own_BHT, norm_BHT = _own_scores(q_BTHD, k_BTKD, scale=scale)
     row_T = torch.arange(q_BTHD.shape[1], device=q_BTHD.device) % TILE_TOKENS
     floor_BHT = own_BHT + slopes_H[:, None] * row_T
     most_H = largest_HP[:, -1]

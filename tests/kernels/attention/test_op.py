@@ -32,6 +32,10 @@ def call(backend: Any = None, **changes: Any) -> torch.Tensor:
         ({"slopes_H": torch.ones(4, dtype=torch.float64)}, "slopes must be fp32"),
         ({"q_BTHD": torch.zeros(1, 4, 4, 8, dtype=torch.bfloat16)}, "share a dtype"),
         ({"slopes_H": torch.ones(4, device="meta")}, "one device"),
+        ({"first_key_HN": torch.zeros(4, 2, dtype=torch.int64)}, r"plan must be \[4, 1\]"),
+        ({"document_start_BT": torch.zeros(1, 6, dtype=torch.int64)}, r"document starts must be int64 \[1, 4\]"),
+        ({"document_start_BT": torch.zeros(1, 4)}, "document starts must be int64"),
+        ({"document_start_BT": torch.zeros(1, 4, dtype=torch.int64, device="meta")}, "document starts must be int64"),
     ],
 )
 def test_a_wrong_call_says_what_is_wrong(changes: dict[str, Any], message: str) -> None:

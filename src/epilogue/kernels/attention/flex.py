@@ -4,6 +4,7 @@ The bias is fp32 arithmetic on positions inside the kernel; the block mask is wr
 geometry, without evaluating a mask over T by S.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -25,13 +26,14 @@ def attention_flex(
     *,
     scale: float,
     first_key_HN: Tensor | None = None,
+    document_start_BT: Tensor | None = None,
 ) -> Tensor:
     """Attention in O(B*T*H*D) memory beyond its inputs. Compiles once per shape when training, else once.
 
     Returns:
         out_BTHD in the dtype of the queries.
     """
-    block_mask, offset = _blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN)
+    block_mask, offset = _blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN, document_start_BT)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + slopes_H[h] * (kv_idx - q_idx - offset)  # type: ignore[no-any-return]
@@ -55,55 +57,93 @@ def _compiled_flex_attention(*, dynamic: bool) -> Any:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _blocks(
-    num_queries: int, num_keys: int, device: torch.device, first_key_HN: Tensor | None
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
+    first_key_HN: Tensor | None,
+    document_start_BT: Tensor | None = None,
 ) -> tuple[BlockMask, Tensor]:
     """The key blocks that every block of queries visits, and the first query's place."""
-    if first_key_HN is None:
+    if first_key_HN is None and document_start_BT is None:
         return _causal_blocks(num_queries, num_keys, device)
     rows = -(-num_queries // _BLOCK)
-    first_block_HR = (first_key_HN // _BLOCK).repeat_interleave(TILE_TOKENS // _BLOCK, dim=1)[:, :rows]
-    return _block_mask(num_queries, num_keys, device, first_block_HR)
+    first_block_HR = torch.zeros(1, rows, dtype=torch.int64, device=device)
+    if first_key_HN is not None:
+        first_block_HR = (first_key_HN // _BLOCK).repeat_interleave(TILE_TOKENS // _BLOCK, dim=1)[:, :rows]
+    return _block_mask(num_queries, num_keys, first_block_HR[None], document_start_BT)
 
 
 @lru_cache(maxsize=32)
 def _causal_blocks(num_queries: int, num_keys: int, device: torch.device) -> tuple[BlockMask, Tensor]:
     rows = -(-num_queries // _BLOCK)
-    return _block_mask(num_queries, num_keys, device, torch.zeros(1, rows, dtype=torch.int64, device=device))
+    return _block_mask(num_queries, num_keys, torch.zeros(1, 1, rows, dtype=torch.int64, device=device), None)
 
 
 def _block_mask(
-    num_queries: int, num_keys: int, device: torch.device, first_block_HR: Tensor
+    num_queries: int, num_keys: int, first_block_BHR: Tensor, document_start_BT: Tensor | None
 ) -> tuple[BlockMask, Tensor]:
-    """For every block of queries: from its head's edge on, the key blocks all of it sees; then those on its diagonal.
+    """For every block of queries: the key blocks all of it sees, and those where a mask decides pair by pair.
 
-    The first query's place is a tensor, not a number: a number would be compiled in, and every chunk of a book has
-    another one.
+    From left to right: blocks where documents of these queries begin (masked), blocks all see, blocks on the diagonal
+    (masked). The first query's place is a tensor, not a number: a number would be compiled in, and every chunk of a
+    book has another one.
     """
-    offset = num_keys - num_queries
-    rows, columns = first_block_HR.shape[1], -(-num_keys // _BLOCK)
+    device, offset = first_block_BHR.device, num_keys - num_queries
+    rows, columns = first_block_BHR.shape[-1], -(-num_keys // _BLOCK)
     first_R = offset + _BLOCK * torch.arange(rows, device=device)
     last_R = torch.clamp(first_R + _BLOCK - 1, max=num_keys - 1)
-    num_full_R = torch.div(first_R + 1, _BLOCK, rounding_mode="floor")
-    num_seen_R = torch.div(last_R, _BLOCK, rounding_mode="floor") + 1
-    column_S = torch.arange(columns, device=device)
-    diagonal_HRS = (num_full_R[:, None] + column_S).clamp(max=columns - 1).expand(len(first_block_HR), -1, -1)
-    full_HRS = (first_block_HR[..., None] + column_S).clamp(max=columns - 1)
+    past_full_R = torch.div(first_R + 1, _BLOCK, rounding_mode="floor")
+    past_seen_R = torch.div(last_R, _BLOCK, rounding_mode="floor") + 1
+    first_full_BHR = first_block_BHR
+    if document_start_BT is not None:
+        oldest_B1R, newest_B1R = _document_edges(document_start_BT, rows)
+        first_block_BHR = torch.maximum(first_block_BHR, oldest_B1R // _BLOCK)
+        first_full_BHR = torch.maximum(first_block_BHR, -(-newest_B1R // _BLOCK))
+    first_full_BHR = torch.minimum(first_full_BHR, past_full_R)
 
+    column_S = torch.arange(columns, device=device)
+    num_begun_BHR = first_full_BHR - first_block_BHR
+    gap_BHR = past_full_R - num_begun_BHR
+    masked_BHRS = column_S + torch.where(
+        column_S < num_begun_BHR[..., None], first_block_BHR[..., None], gap_BHR[..., None]
+    )
+    full_BHRS = first_full_BHR[..., None] + column_S
     shift = torch.tensor(offset, dtype=torch.int32, device=device)
+
+    def table(x: Tensor) -> Tensor:
+        return x.to(torch.int32).contiguous()
+
+    blocks = BlockMask.from_kv_blocks(
+        table(num_begun_BHR + past_seen_R - past_full_R),
+        table(masked_BHRS.clamp(max=columns - 1)),
+        table(past_full_R - first_full_BHR),
+        table(full_BHRS.clamp(max=columns - 1)),
+        BLOCK_SIZE=_BLOCK,
+        mask_mod=_mask(shift, document_start_BT),
+        seq_lengths=(num_queries, num_keys),
+    )
+    return blocks, shift
+
+
+def _document_edges(document_start_BT: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Of every block of queries the oldest and the newest start of a document, as [B, 1, R]."""
+    missing = rows * _BLOCK - document_start_BT.shape[1]
+    # The last query stands in for those that are not there.
+    filled_BT = torch.cat([document_start_BT, document_start_BT[:, -1:].expand(-1, missing)], dim=1)
+    start_B1RM = filled_BT.view(len(filled_BT), 1, rows, _BLOCK)
+    return start_B1RM.amin(dim=-1), start_B1RM.amax(dim=-1)
+
+
+def _mask(shift: Tensor, document_start_BT: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What one query sees where a block does not say."""
 
     def is_causal(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return kv_idx <= q_idx + shift
 
-    def table(x: Tensor) -> Tensor:
-        return x.to(torch.int32)[None].contiguous()
+    if document_start_BT is None:
+        return is_causal
 
-    blocks = BlockMask.from_kv_blocks(
-        table((num_seen_R - num_full_R).expand(len(first_block_HR), -1)),
-        table(diagonal_HRS),
-        table((num_full_R - first_block_HR).clamp(min=0)),
-        table(full_HRS),
-        BLOCK_SIZE=_BLOCK,
-        mask_mod=is_causal,
-        seq_lengths=(num_queries, num_keys),
-    )
-    return blocks, shift
+    def is_causal_in_document(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return (kv_idx <= q_idx + shift) & (kv_idx >= document_start_BT[b, q_idx])
+
+    return is_causal_in_document

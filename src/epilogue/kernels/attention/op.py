@@ -29,6 +29,7 @@ def attention(
     *,
     scale: float,
     first_key_HN: Tensor | None = None,
+    document_start_BT: Tensor | None = None,
     backend: Backend | None = None,
 ) -> Tensor:
     """Causal attention with ALiBi, exact to the softmax.
@@ -44,6 +45,8 @@ def attention(
         scale: factor on q.k.
         first_key_HN: a plan: for every head and tile of TILE_TOKENS queries the first key to visit, int64, not after
             the tile's first position; older keys count as if they were not there. None visits all.
+        document_start_BT: for every query the position of its document's first key, int64, at most the query's own;
+            older keys are invisible to it. For sequences packed out of several documents. None: one document.
         backend: chosen by device and shape if None.
 
     Returns:
@@ -54,8 +57,11 @@ def attention(
     """
     _check(q_BTHD, k_BSKD, v_BSKD, slopes_H)
     _check_plan(q_BTHD, first_key_HN)
+    _check_documents(q_BTHD, document_start_BT)
     run = _BACKENDS[backend or _choose(q_BTHD)]
-    return run(q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale, first_key_HN=first_key_HN)
+    return run(
+        q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale, first_key_HN=first_key_HN, document_start_BT=document_start_BT
+    )
 
 
 def _choose(q_BTHD: Tensor) -> Backend:
@@ -74,6 +80,17 @@ def _check_plan(q_BTHD: Tensor, first_key_HN: Tensor | None) -> None:
         raise ValueError(
             f"the plan must be {list(wanted)} on {q_BTHD.device}, "
             f"got {list(first_key_HN.shape)} on {first_key_HN.device}"
+        )
+
+
+def _check_documents(q_BTHD: Tensor, document_start_BT: Tensor | None) -> None:
+    if document_start_BT is None:
+        return
+    wanted, got = (q_BTHD.shape[:2], torch.int64, q_BTHD.device), document_start_BT
+    if (got.shape, got.dtype, got.device) != wanted:
+        raise ValueError(
+            f"document starts must be int64 {list(wanted[0])} on {q_BTHD.device}, "
+            f"got {got.dtype} {list(got.shape)} on {got.device}"
         )
 
 

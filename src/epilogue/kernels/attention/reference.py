@@ -14,6 +14,7 @@ def attention_reference(
     *,
     scale: float,
     first_key_HN: Tensor | None = None,
+    document_start_BT: Tensor | None = None,
 ) -> Tensor:
     """Attention with the whole score matrix in memory: O(B*H*T*S), so for tests and a few queries at a time.
 
@@ -37,4 +38,6 @@ def attention_reference(
     if first_key_HN is not None:
         first_key_HT = first_key_HN.repeat_interleave(TILE_TOKENS, dim=1)[:, :num_queries]
         scores_BHTS = scores_BHTS.masked_fill(positions_S < first_key_HT[..., None], -torch.inf)
+    if document_start_BT is not None:
+        scores_BHTS = scores_BHTS.masked_fill(positions_S < document_start_BT[:, None, :, None], -torch.inf)
     return torch.einsum("bhts,bshd->bthd", scores_BHTS.softmax(dim=-1), v_BSHD).to(q_BTHD.dtype)

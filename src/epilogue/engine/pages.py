@@ -1,0 +1,174 @@
+"""Who has which page: free pages, reference counts, and what a sequence's table gains and gives back. Host only."""
+
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from epilogue.errors import CapacityError
+from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.model import PagePool, PageTable
+
+
+class Pages:
+    """The pages of a pool, handed out to tables and shared between them.
+
+    A page is free, or as many tables list it as its count says. The tables are the truth: every change of one is a
+    single step, and when a change was interrupted, or a table was forgotten without ``release``, counts and free pages
+    are taken from the tables anew before they are next used. So no page is lost, whenever an interruption comes.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self._tables: set[ref[PageTable]] = set()
+        self._forgotten: list[ref[PageTable]] = []
+        self._counts_P = torch.zeros(max(1, pool.num_pages), dtype=torch.int32)
+        self._returned: list[int] = []
+        self._num_touched = 0
+        """Pages from there on were never handed out: on the CPU they have no memory yet."""
+        self._is_changing = False
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody has."""
+        self._settle()
+        return self.pool.num_pages - self._num_touched + len(self._returned)
+
+    @property
+    def num_held(self) -> int:
+        """Pages that at least one table lists."""
+        return self.pool.num_pages - self.num_free
+
+    def empty_table(self) -> PageTable:
+        """A table without pages."""
+        table = PageTable.empty(self.pool.config, capacity_tokens=PAGE_TOKENS, device=self.pool.device)
+        self._watch(table)
+        return table
+
+    def grow(self, table: PageTable, num_tokens: int) -> None:
+        """Give a table the pages for so many more tokens, a page of its own to go on writing in among them.
+
+        Raises:
+            CapacityError: there are not enough free pages; the table is as it was.
+        """
+        self._settle()
+        table.reserve(table.num_tokens + num_tokens)
+        first, inside = divmod(table.num_tokens, PAGE_TOKENS)
+        stop = -(-(table.num_tokens + num_tokens) // PAGE_TOKENS)
+        column_LK = table.ids_LKP[..., first if inside else 0]
+        shared_LK = self._is_shared(column_LK) if inside else torch.zeros(column_LK.shape, dtype=torch.bool)
+        new_LKP = table.ids_LKP[..., first + (inside > 0) : stop]
+        missing_LKP = new_LKP < 0
+        num_shared = int(shared_LK.sum())
+        if (count := num_shared + int(missing_LKP.sum())) == 0:
+            return
+        self._check_free(count)
+        self._is_changing = True
+        taken = self._take(count)
+        if num_shared:
+            sources = column_LK[shared_LK]
+            self.pool.copy_pages(sources, taken[:num_shared])
+            column_LK[shared_LK] = taken[:num_shared]
+            self._discount(sources)
+        new_LKP[missing_LKP] = taken[num_shared:]
+        self._is_changing = False
+
+    def fork(self, table: PageTable, num_tokens: int | None = None) -> PageTable:
+        """A second table on the pages of a table's first tokens (all, if None).
+
+        Each of the two gets a page of its own where it writes on.
+        """
+        self._settle()
+        num_tokens = table.num_tokens if num_tokens is None else num_tokens
+        twin, stop = table.copy(), -(-num_tokens // PAGE_TOKENS)
+        # An interrupted pass may have left pages behind the last token; they are the other table's alone.
+        twin.ids_LKP[..., stop:] = -1
+        twin.norms_LKP[..., stop:] = 0
+        twin.scores_LHP[..., stop:] = 0
+        twin.num_tokens = num_tokens
+        self._is_changing = True
+        self._watch(twin)
+        self._counts_P[twin.ids_LKP[twin.ids_LKP >= 0]] += 1
+        self._is_changing = False
+        return twin
+
+    def truncate(self, table: PageTable, num_tokens: int) -> None:
+        """Forget all but the first tokens; the pages behind them go back."""
+        table.num_tokens = num_tokens
+        place_P = torch.arange(table.ids_LKP.shape[2])
+        self._give_back(table, place_P >= table.num_pages)
+
+    def evict(self, table: PageTable, count_LK: Tensor) -> None:
+        """Give back the first pages of every layer and head."""
+        place_P = torch.arange(table.ids_LKP.shape[2])
+        self._give_back(table, place_P < count_LK[..., None])
+
+    def release(self, table: PageTable) -> None:
+        """Give everything back; the table is empty."""
+        self.truncate(table, 0)
+
+    def needed(self, table: PageTable, num_tokens: int, most_LK: Tensor) -> int:
+        """Free pages that a table can need at most until it is so long, if it never holds more than ``most_LK``."""
+        self._settle()
+        ids_LKP, (first, inside) = table.ids_LKP, divmod(table.num_tokens, PAGE_TOKENS)
+        own_LK = ((ids_LKP >= 0) & (self._counts_P[ids_LKP.clamp(min=0)] == 1)).sum(dim=2)
+        copies_LK = self._is_shared(ids_LKP[..., first]) if inside else torch.zeros_like(own_LK)
+        to_come_LK = max(0, -(-num_tokens // PAGE_TOKENS) - table.num_pages) + copies_LK
+        return int((torch.minimum(most_LK, own_LK + to_come_LK) - own_LK).clamp(min=0).sum())
+
+    def _give_back(self, table: PageTable, goes: Tensor) -> None:
+        self._settle()
+        goes_LKP = goes & (table.ids_LKP >= 0)
+        ids = table.ids_LKP[goes_LKP]
+        if len(ids) == 0:
+            return
+        self._is_changing = True
+        table.ids_LKP[goes_LKP] = -1
+        self._discount(ids)
+        self._is_changing = False
+
+    def _discount(self, ids: Tensor) -> None:
+        """A table that listed them does no more."""
+        self._counts_P[ids] -= 1
+        self._returned.extend(ids[self._counts_P[ids] == 0].tolist())
+
+    def _is_shared(self, ids_LK: Tensor) -> Tensor:
+        return (ids_LK >= 0) & (self._counts_P[ids_LK.clamp(min=0)] > 1)
+
+    def _check_free(self, count: int) -> None:
+        if count > self.num_free:
+            raise CapacityError(
+                f"{count:,} more pages of keys and values are needed and {self.num_free:,} of "
+                f"{self.pool.num_pages:,} are free; close a sequence, or give the engine more memory"
+            )
+
+    def _take(self, count: int) -> Tensor:
+        """Pages that were used before, the latest first, then new ones."""
+        again = min(count, len(self._returned))
+        taken = self._returned[len(self._returned) - again :]
+        del self._returned[len(self._returned) - again :]
+        taken.extend(range(self._num_touched, self._num_touched + count - again))
+        self._num_touched += count - again
+        ids = torch.tensor(taken, dtype=torch.int64)
+        self._counts_P[ids] = 1
+        return ids
+
+    def _watch(self, table: PageTable) -> None:
+        # Called when the table is forgotten: at any moment, also inside a method of this class. A list's own append
+        # changes nothing else, and no interruption can fall into it.
+        self._tables.add(ref(table, self._forgotten.append))
+
+    def _settle(self) -> None:
+        """Take counts and free pages from the tables, if they may be wrong."""
+        if not self._is_changing and not self._forgotten:
+            return
+        self._is_changing = True
+        num_forgotten = len(self._forgotten)
+        counts_P = torch.zeros_like(self._counts_P)
+        self._tables = {table for table in self._tables if table() is not None}
+        for table in [listed for known in self._tables if (listed := known()) is not None]:
+            counts_P[table.ids_LKP[table.ids_LKP >= 0]] += 1
+        self._counts_P = counts_P
+        self._returned = (counts_P[: self._num_touched] == 0).nonzero()[:, 0].tolist()
+        del self._forgotten[:num_forgotten]
+        self._is_changing = False

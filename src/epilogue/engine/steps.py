@@ -1,0 +1,120 @@
+"""One forward pass over several texts: a chunk of the one that is being read, a token of each that is being written."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from epilogue.engine.pages import Pages
+from epilogue.engine.sequence import Sequence
+from epilogue.errors import CapacityError
+from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
+from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, evictable_pages
+
+
+class Stepper:
+    """Moves texts through a model. Holds what never changes; the texts are arguments.
+
+    Args:
+        model: which reads.
+        pages: of all texts.
+        bounds: None evicts nothing.
+        epsilon: what may be left out of a probability.
+        chunk_tokens: of the text that a step is for.
+        undo_tokens: nothing is evicted that matters so many tokens back.
+    """
+
+    def __init__(
+        self,
+        model: MPT,
+        pages: Pages,
+        bounds: EvictionBounds | None,
+        *,
+        epsilon: float,
+        chunk_tokens: int,
+        undo_tokens: int,
+    ) -> None:
+        self.model, self.pages, self.bounds = model, pages, bounds
+        self.epsilon, self.chunk_tokens, self.undo_tokens = epsilon, chunk_tokens, undo_tokens
+
+    def step(self, first: Sequence, others: Iterable[Sequence]) -> Tensor:
+        """Run up to ``chunk_tokens`` pending tokens of one text and a few of each other through the model.
+
+        A text whose last token was among them knows its ``logits_V``. Another text that finds no free page is left
+        out of this step. After an interruption every text is as it was, or through.
+
+        Args:
+            first: the text this step is for.
+            others: texts that wait for their next token.
+
+        Returns:
+            x_TC of ``first``'s tokens, for ``MPT.head``.
+
+        Raises:
+            CapacityError: there is no free page for ``first``.
+        """
+        self._make_ready(first, self.chunk_tokens)
+        texts = [first, *(text for text in dict.fromkeys(others) if text is not first and self._can_come(text))]
+        segments = [Segment(text.table, self._share(text, first), text.reads) for text in texts]
+        ids = [i for text, s in zip(texts, segments, strict=True) for i in text.ids[s.table.num_tokens : s.stop]]
+        cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
+        # Tables change outside: what inference_mode makes cannot be changed later.
+        with torch.inference_mode():
+            x_RC = self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0]
+            parts: tuple[Tensor, ...] = x_RC.split([segment.num_tokens for segment in segments])
+            self._expect(texts, segments, parts)
+        self._advance(texts, segments)
+        return parts[0]
+
+    def _share(self, text: Sequence, first: Sequence) -> int:
+        return min(text.num_pending, self.chunk_tokens if text is first else MOST_QUERIES)
+
+    def _make_ready(self, text: Sequence, most_tokens: int) -> None:
+        """Pending tokens, and pages for them."""
+        if text.num_pending <= 0:
+            # An interruption fell between a text and its table, or between its last token and what comes next.
+            self.pages.truncate(text.table, text.num_tokens - 1)
+        self.pages.grow(text.table, min(text.num_pending, most_tokens))
+
+    def _can_come(self, text: Sequence) -> bool:
+        try:
+            self._make_ready(text, MOST_QUERIES)
+        except CapacityError:
+            return False
+        return True
+
+    def _expect(self, texts: list[Sequence], segments: list[Segment], parts: tuple[Tensor, ...]) -> None:
+        """Tell every text that is through what comes next."""
+        ready = [i for i, segment in enumerate(segments) if segment.stop == texts[i].num_tokens]
+        if not ready:
+            return
+        logits_BV = self.model.head(torch.stack([parts[i][-1] for i in ready]))
+        for i, logits_V in zip(ready, logits_BV, strict=True):
+            texts[i].logits_V = logits_V
+
+    def _advance(self, texts: list[Sequence], segments: list[Segment]) -> None:
+        """Count the new tokens. Last of all: only now what the tables hold of them is whole."""
+        for text, stop in zip(texts, [segment.stop for segment in segments], strict=True):
+            old_page = text.table.num_tokens // PAGE_TOKENS
+            text.table.num_tokens = stop
+            if stop // PAGE_TOKENS > old_page:
+                self.pages.evict(text.table, self.evictable(text.table, max(0, stop - self.undo_tokens)))
+
+    def evictable(self, table: PageTable, num_tokens: int) -> Tensor:
+        """count_LK: pages that no query behind a table's first tokens can want."""
+        if self.bounds is None:
+            return torch.zeros(table.ids_LKP.shape[:2], dtype=torch.int64)
+        return evictable_pages(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon, num_tokens=num_tokens)
+
+    def can_cut(self, table: PageTable, num_tokens: int) -> bool:
+        """Whether no page is missing that matters behind a table's first tokens."""
+        return bool((table.first_live_LK <= self.evictable(table, num_tokens)).all())
+
+    def most_pages(self, num_tokens: int) -> Tensor:
+        """count_LK: pages that a text can hold at most until it is so long."""
+        config, chunk_tokens = self.model.config, max(self.chunk_tokens, MOST_QUERIES) + self.undo_tokens
+        if self.bounds is None:
+            return torch.full((config.n_layers, config.kv_n_heads), -(-num_tokens // PAGE_TOKENS))
+        return self.bounds.most_pages(
+            self.model.slopes_H, num_tokens, epsilon=self.epsilon, kv_heads=config.kv_n_heads, chunk_tokens=chunk_tokens
+        )

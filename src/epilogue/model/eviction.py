@@ -1,0 +1,96 @@
+"""Eviction: which pages no future query can want.
+
+A plan of ``model.reach`` knows its queries; giving a page back needs a bound for every query that may ever come. Such
+bounds follow from the weights (``model.weight_bounds``) and are kept per page as keys come in.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.model.page_pool import PageTable
+
+# As in model.reach: nats added against rounding.
+_SLACK = 0.01
+
+
+@dataclass(frozen=True)
+class EvictionBounds:
+    """What any query of a model can do, layer by layer and head by head; in nats, the softmax's scale included."""
+
+    root_LHDD: Tensor
+    """fp32: |root k| bounds what the weights give to |scale * q.k|."""
+    offset_LHD: Tensor
+    """fp32: |offset.k| bounds what the biases add."""
+    error_LH: Tensor
+    """fp32: error * |k| bounds what rounding adds."""
+    clip: float
+    """clip * sum |k_i| bounds |scale * q.k| as well; infinite without a clamp."""
+    floor_LH: Tensor
+    """fp64: no query's own key scores less."""
+    largest_LH: Tensor
+    """fp64: no query gives any key more, nor does ``largest_scores`` say more."""
+
+    def largest_scores(self, layer: int, k_KTD: Tensor) -> Tensor:
+        """scores_HT in fp32: the most that any query can give each key, before its distance is paid for."""
+        root_HDD, offset_HD, error_HT = self.root_LHDD[layer], self.offset_LHD[layer], self.error_LH[layer][:, None]
+        k_HTD = k_KTD.float().repeat_interleave(len(root_HDD) // len(k_KTD), dim=0)
+        scores_HT = (k_HTD @ root_HDD.transpose(1, 2)).norm(dim=-1) + (k_HTD @ offset_HD[..., None])[..., 0].abs()
+        scores_HT = scores_HT + error_HT * k_HTD.norm(dim=-1)
+        if self.clip < math.inf:
+            scores_HT = torch.minimum(scores_HT, self.clip * k_HTD.abs().sum(-1))
+        most_HT: Tensor = scores_HT * (1 + 1e-4)
+        return most_HT
+
+    def most_pages(
+        self, slopes_H: Tensor, num_tokens: int, *, epsilon: float, kv_heads: int, chunk_tokens: int
+    ) -> Tensor:
+        """pages_LK: how many a text of so many tokens can hold at most at any time until it is that long.
+
+        Args:
+            slopes_H: fp32.
+            num_tokens: of the whole text.
+            epsilon: what evicted pages may weigh; 0 keeps all.
+            kv_heads: K.
+            chunk_tokens: tokens that are taken in between two evictions, and those that eviction lags behind.
+        """
+        all_pages = -(-num_tokens // PAGE_TOKENS)
+        if epsilon <= 0:
+            return torch.full((len(self.floor_LH), kv_heads), all_pages)
+        slopes_H = slopes_H.double().cpu()
+        tail_H = torch.minimum(torch.tensor(float(num_tokens)), 1 / -torch.expm1(-slopes_H)).log()
+        nats_LH = self.largest_LH.cpu() - self.floor_LH.cpu() + tail_H + _SLACK - math.log(epsilon)
+        # When pages were last given back, those stayed that the reach and two edges touch. Since then a page may have
+        # filled token by token, and then a chunk came.
+        chunk_pages = -(-min(chunk_tokens, num_tokens) // PAGE_TOKENS)
+        reach_LH = (nats_LH / slopes_H / PAGE_TOKENS).ceil() + 2 + 1 + chunk_pages
+        most_LH = reach_LH.nan_to_num(math.inf).clamp(max=all_pages)
+        return most_LH.to(torch.int64).view(len(most_LH), kv_heads, -1).amax(dim=2)
+
+
+def evictable_pages(
+    table: PageTable, bounds: EvictionBounds, slopes_H: Tensor, *, epsilon: float, num_tokens: int | None = None
+) -> Tensor:
+    """count_LK: how many of its first pages each layer and head may give back, evicted ones included.
+
+    Whatever comes after the table's first ``num_tokens`` tokens (all of them if None), no query gives those pages' keys
+    together more than ``epsilon`` of its probability. The newest page always stays. 0 evicts nothing.
+    """
+    layers, kv_heads, _ = table.ids_LKP.shape
+    num_tokens = table.num_tokens if num_tokens is None else num_tokens
+    older = max(0, num_tokens - 1) // PAGE_TOKENS
+    if epsilon <= 0 or older == 0:
+        return torch.zeros(layers, kv_heads, dtype=torch.int64)
+    slopes_H = slopes_H.double().cpu()
+    older_P = PAGE_TOKENS * torch.arange(1, older + 1)
+    # The next query stands at num_tokens, and later ones further away.
+    distance_P = num_tokens - older_P + 1
+    tail_HP = torch.minimum(older_P.double(), 1 / -torch.expm1(-slopes_H)[:, None])
+    largest_LHP = table.scores_LHP[..., :older].double().cpu().cummax(dim=2).values
+    bound_LHP = largest_LHP - bounds.floor_LH.cpu()[..., None] - slopes_H[:, None] * distance_P
+    may_go_LHP = bound_LHP + tail_HP.log() + _SLACK <= math.log(epsilon)
+    count_LH = may_go_LHP.cummin(dim=2).values.sum(dim=2)
+    return count_LH.view(layers, kv_heads, -1).amin(dim=2)
