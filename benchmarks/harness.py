@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine's card and ceilings, the tests that must pass first, and the closing JSON."""
+"""What every benchmark shares: the machine's card and ceilings, the tests that must pass first, the closing JSON."""
 
 import json
 import os

@@ -75,7 +75,8 @@ def main() -> None:
         row = measure(checkpoint.model, tokenizer, ids, storage, epsilon)
         rows.append(row)
         print(
-            f"{row['storage']:9} epsilon {row['epsilon']:<6} read {row['read_s']:8.1f} s {row['read_tokens_per_s']:6} tok/s"
+            f"{row['storage']:9} epsilon {row['epsilon']:<6}"
+            f" read {row['read_s']:8.1f} s {row['read_tokens_per_s']:6} tok/s"
             f"  visited {row['share_visited']:7.2%}  held {row['bytes_held'] / 2**20:7.1f} MiB"
             f"  {row['s_per_new_token'] * 1000:6.1f} ms/token  {row['bits_per_byte']:.5f} bits/byte",
             flush=True,

@@ -1,4 +1,4 @@
-"""Put a trained checkpoint into the package as its bundled model: bf16 weights, tokenizer, and the card beside this file.
+"""Put a trained checkpoint into the package as its bundled model: bf16 weights, tokenizer, the card beside this file.
 
 python recipes/bundle_model.py runs/epilogue-tiny-64k/step-0000140
 """
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(source: Path) -> None:
+    """Convert and save."""
     checkpoint = load_checkpoint(source, dtype=torch.bfloat16)
     tokenizer = load_tokenizer(source, checkpoint.config)
     save_checkpoint(

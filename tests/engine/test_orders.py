@@ -202,24 +202,24 @@ def test_texts_know_what_they_would_alone(
 def test_two_books_of_four_alternatives_each(tiny_mpt, books, storage: Storage, epsilon: float) -> None:
     """Written in turns, one cancelled and taken up again, one closed: the same tokens as alone."""
     model = one_way(tiny_mpt(attn_config={"alibi_bias_max": 2}))
-    settings = [replace(GREEDY if seed == 0 else SAMPLED, seed=seed, max_new_tokens=30) for seed in range(4)]
+    settings = [replace(GREEDY if seed == 0 else SAMPLED, seed=seed, max_new_tokens=20) for seed in range(4)]
     expected = [[alone(model, book, params, storage) for params in settings] for book in books]
     assert len({tuple(story) for stories in expected for story in stories}) == 8
     engine = Engine(model, storage=storage, epsilon=epsilon, num_pages=400, chunk_tokens=CHUNK)
-    roots = [engine.open_book(book, room_tokens=30) for book in books]
+    roots = [engine.open_book(book, room_tokens=20) for book in books]
     texts = [[engine.fork(root) for _ in settings] for root in roots]
     streams = {(b, i): engine.stream(texts[b][i], params) for b in range(2) for i, params in enumerate(settings)}
-    turns = random.Random(storage).sample([key for key in streams for _ in range(30)], 240)
+    turns = random.Random(storage).sample([key for key in streams for _ in range(20)], 160)
     for turn, (b, i) in enumerate(turns):
-        if turn == 100:
+        if turn == 60:
             engine.close(texts[1][3])
-        if turn == 120:
+        if turn == 80:
             streams[0, 2].close()
-            left = 30 - (texts[0][2].num_tokens - len(books[0]))
+            left = 20 - (texts[0][2].num_tokens - len(books[0]))
             streams[0, 2] = engine.stream(texts[0][2], replace(settings[2], max_new_tokens=left))
-        if turn == 150:
+        if turn == 100:
             engine.score(books[0][:50], after=roots[1])
-        if (b, i) != (1, 3) or turn < 100:
+        if (b, i) != (1, 3) or turn < 60:
             next(streams[b, i])
     check(engine)
     for b, book in enumerate(books):

@@ -120,7 +120,9 @@ def test_what_was_evicted_counts_as_left_out() -> None:
     table = PageTable.empty(CONFIG, capacity_tokens=4 * PAGE_TOKENS)
     table.ids_LKP[...] = 0
     table.ids_LKP[1, 1, :2] = -1
-    plan = ReachPlan(torch.tensor([[0, 128, 256]]).repeat(6, 1), torch.full((6, 3), 1e-9), 512, 512)
+    plan = ReachPlan(
+        torch.tensor([[0, 128, 256]]).repeat(6, 1), torch.full((6, 3), 1e-9, dtype=torch.float64), 512, 512
+    )
     within = _within(plan, table, 1, 1e-3)
     assert within.first_key_HN[3:].tolist() == [[256, 256, 256]] * 3
     assert within.omitted_mass_HN[3:].tolist() == [[1e-3, 1e-3, 1e-9]] * 3

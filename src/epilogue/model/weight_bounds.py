@@ -26,12 +26,12 @@ for, and no norm in that dtype would be."""
 
 @dataclass(frozen=True)
 class _Heads:
-    """Queries or keys of a layer's heads: matrix_HDX @ z + constant_HD with |z| <= length; X is C, or D behind norms.
+    """Queries or keys of a layer's heads: matrix_HDC @ z + constant_HD with |z| <= length; C is D behind norms.
 
     fp64. What is computed lies within error_H of that.
     """
 
-    matrix_HDX: Tensor
+    matrix_HDC: Tensor
     constant_HD: Tensor
     error_H: Tensor
     length: float
@@ -39,13 +39,13 @@ class _Heads:
     def shared_by(self, group: int) -> "_Heads":
         """Key heads as the query heads see them."""
         matrix, constant, error = (
-            x.repeat_interleave(group, dim=0) for x in (self.matrix_HDX, self.constant_HD, self.error_H)
+            x.repeat_interleave(group, dim=0) for x in (self.matrix_HDC, self.constant_HD, self.error_H)
         )
         return _Heads(matrix, constant, error, self.length)
 
     def largest_norm_H(self, clip: float) -> Tensor:
         """No exact vector is longer."""
-        free_H = self.length * _spectral_norm(self.matrix_HDX) + self.constant_HD.norm(dim=1)
+        free_H = self.length * _spectral_norm(self.matrix_HDC) + self.constant_HD.norm(dim=1)
         largest_H: Tensor = free_H.clamp(max=clip * math.sqrt(self.constant_HD.shape[1]))
         return largest_H
 
@@ -98,7 +98,7 @@ def _layer_bounds(
         root_HDD = q_norm_H[:, None, None] * torch.eye(config.head_dim, dtype=torch.float64, device=q_norm_H.device)
         offset_HD = torch.zeros_like(q.constant_HD)
     else:
-        root_HDD, offset_HD = q.length * _root(q.matrix_HDX), q.constant_HD
+        root_HDD, offset_HD = q.length * _root(q.matrix_HDC), q.constant_HD
     is_free = clip == math.inf and not has_norm
     floor_H = _smallest_own(q, k, scale) if is_free else -abs(scale) * q_norm_H * k_norm_H
 
@@ -164,32 +164,32 @@ def _gain_and_bias(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _smallest_own(q: _Heads, k: _Heads, scale: float) -> Tensor:
     """floor_H: the least of scale * (A z + a).(B z + b) over all z, or less."""
-    a_HDX, a_HD, b_HDX, b_HD = scale * q.matrix_HDX, scale * q.constant_HD, k.matrix_HDX, k.constant_HD
-    cross_HX = torch.einsum("hdx,hd->hx", a_HDX, b_HD) + torch.einsum("hdx,hd->hx", b_HDX, a_HD)
-    quadratic_H = q.length**2 * _smallest_eigenvalue(a_HDX, b_HDX)
-    floor_H: Tensor = quadratic_H - q.length * cross_HX.norm(dim=1) + (a_HD * b_HD).sum(dim=1)
+    a_HDC, a_HD, b_HDC, b_HD = scale * q.matrix_HDC, scale * q.constant_HD, k.matrix_HDC, k.constant_HD
+    cross_HC = torch.einsum("hdc,hd->hc", a_HDC, b_HD) + torch.einsum("hdc,hd->hc", b_HDC, a_HD)
+    quadratic_H = q.length**2 * _smallest_eigenvalue(a_HDC, b_HDC)
+    floor_H: Tensor = quadratic_H - q.length * cross_HC.norm(dim=1) + (a_HD * b_HD).sum(dim=1)
     return floor_H
 
 
-def _smallest_eigenvalue(a_HDX: Tensor, b_HDX: Tensor) -> Tensor:
+def _smallest_eigenvalue(a_HDC: Tensor, b_HDC: Tensor) -> Tensor:
     """Of (A^T B + B^T A) / 2 and never above 0; on the span of both matrices' rows, for it is 0 outside."""
-    a_norm_H, b_norm_H = (_spectral_norm(x).clamp(min=1e-300) for x in (a_HDX, b_HDX))
-    both = torch.cat([a_HDX / a_norm_H[:, None, None], b_HDX / b_norm_H[:, None, None]], dim=1)
+    a_norm_H, b_norm_H = (_spectral_norm(x).clamp(min=1e-300) for x in (a_HDC, b_HDC))
+    both = torch.cat([a_HDC / a_norm_H[:, None, None], b_HDC / b_norm_H[:, None, None]], dim=1)
     # With X X^T = L L^T, X^T J X and L^T J L have the same eigenvalues but zeros, J being what swaps A and B.
     left = _root(both).transpose(1, 2)
-    swapped = left.roll(a_HDX.shape[1], dims=1)
+    swapped = left.roll(a_HDC.shape[1], dims=1)
     smallest_H = torch.linalg.eigvalsh(left.transpose(1, 2) @ swapped / 2)[:, 0]
     scaled_H: Tensor = a_norm_H * b_norm_H * (smallest_H - 1e-6).clamp(max=0)
     return scaled_H
 
 
-def _root(matrix_HDX: Tensor) -> Tensor:
+def _root(matrix_HDC: Tensor) -> Tensor:
     """R_HDD with |R k| = |M^T k|."""
-    values_HD, vectors_HDD = torch.linalg.eigh(matrix_HDX @ matrix_HDX.transpose(1, 2))
+    values_HD, vectors_HDD = torch.linalg.eigh(matrix_HDC @ matrix_HDC.transpose(1, 2))
     root: Tensor = values_HD.clamp(min=0).sqrt()[..., None] * vectors_HDD.transpose(1, 2)
     return root
 
 
-def _spectral_norm(matrix_HDX: Tensor) -> Tensor:
-    largest: Tensor = torch.linalg.eigvalsh(matrix_HDX @ matrix_HDX.transpose(1, 2))[:, -1].clamp(min=0).sqrt()
+def _spectral_norm(matrix_HDC: Tensor) -> Tensor:
+    largest: Tensor = torch.linalg.eigvalsh(matrix_HDC @ matrix_HDC.transpose(1, 2))[:, -1].clamp(min=0).sqrt()
     return largest
