@@ -17,7 +17,7 @@ from epilogue.model import MPT, page_pool
 
 PARAMS = SamplingParams(temperature=1.5, seed=1, max_new_tokens=6)
 FILES = {str(path) for path in Path(package.__file__).parent.glob("*.py")} | {page_pool.__file__}
-LEAST = 25  # interruptions of each request
+LEAST = 12  # interruptions of each request
 
 
 class Interrupt(BaseException):

@@ -164,16 +164,16 @@ def books() -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("num_pages", "epsilon", "undo_tokens"), [(400, 1e-6, 0), (400, 1e-3, 150), (60, 1e-3, 0), (36, 0.0, 0)]
+    ("num_pages", "epsilon", "undo_tokens"), [(400, 1e-6, 0), (400, 1e-3, 150), (42, 1e-3, 0), (36, 0.0, 0)]
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_texts_know_what_they_would_alone(
     tiny_mpt, books, seed: int, num_pages: int, epsilon: float, undo_tokens: int
 ) -> None:
     model = one_way(tiny_mpt(attn_config={"alibi_bias_max": 2}))
     engine = Engine(model, num_pages=num_pages, epsilon=epsilon, chunk_tokens=CHUNK, undo_tokens=undo_tokens)
     play, oracle = Play(engine, books, seed), Alone(model, "float32")
-    for step in range(120):
+    for step in range(80):
         play.act()
         if step % 10 == 0:
             for text in play.texts[:2]:
@@ -197,8 +197,9 @@ def test_texts_know_what_they_would_alone(
     assert engine.pages.num_held == engine.stats().num_sequences == 0
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("epsilon", [0.0, 1e-7])
+@pytest.mark.parametrize(
+    ("storage", "epsilon"), [("float32", 0.0), ("float32", 1e-7), ("bfloat16", 1e-7), ("int8", 1e-7), ("int4", 1e-7)]
+)
 def test_two_books_of_four_alternatives_each(tiny_mpt, books, storage: Storage, epsilon: float) -> None:
     """Written in turns, one cancelled and taken up again, one closed: the same tokens as alone."""
     model = one_way(tiny_mpt(attn_config={"alibi_bias_max": 2}))
