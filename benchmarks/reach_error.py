@@ -130,7 +130,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--book", type=Path, required=True)
+    parser.add_argument("--book", type=Path, default=BUNDLED.parent / "a-life-in-being.txt")
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--epsilon", type=float, default=1e-6)
     options = parser.parse_args()

@@ -63,7 +63,7 @@ def measure(model: MPT, tokenizer: Tokenizer, ids: list[int], storage: Storage, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--book", required=True)
+    parser.add_argument("--book", default=BUNDLED.parent / "a-life-in-being.txt")
     parser.add_argument("--model", default=BUNDLED)
     parser.add_argument("--tokens", type=int, help="read no more than so many")
     parser.add_argument("--dense", action="store_true", help="measure epsilon 0 too")
