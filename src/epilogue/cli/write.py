@@ -63,7 +63,7 @@ def run_write(options: WriteOptions) -> None:
         stop=options.stop,
     )
     console.print(_model_line(options.model, checkpoint), style="dim", soft_wrap=True)
-    _note_length(console, checkpoint, len(story.ids) + params.max_new_tokens)
+    _note_length(console, story.engine, len(story.ids) + params.max_new_tokens)
     _tell(console, story, opening, is_shown=not options.as_json)
     if options.as_json:
         print(json.dumps(_as_dict(options, book, story, checkpoint)))
@@ -137,14 +137,16 @@ def _model_line(source: str | None, checkpoint: Checkpoint) -> str:
     )
 
 
-def _note_length(console: Console, checkpoint: Checkpoint, num_tokens: int) -> None:
-    trained = checkpoint.config.max_seq_len
-    if num_tokens > trained and not checkpoint.config.has_position_embedding:
+def _note_length(console: Console, engine: Engine, num_tokens: int) -> None:
+    config = engine.model.config
+    trained = config.max_seq_len
+    if engine.exceeds_trained_length(num_tokens) and not config.has_position_embedding:
         note = f"note: {num_tokens:,} tokens are more than the {trained:,} this model was trained on; ALiBi reads on"
         console.print(note, style="dim", soft_wrap=True)
 
 
 def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkpoint) -> dict[str, object]:
+    stats = story.engine.stats()
     return {
         "text": "".join(story.pieces),
         "seed": story.seed,
@@ -160,9 +162,9 @@ def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkp
         "tokens_written": story.num_written,
         "write_s": round(story.write_s, 3),
         "peak_memory_bytes": peak_memory_bytes(checkpoint.model.device),
-        "share_visited": round(story.engine.stats().share_visited, 6),
-        "kv_bytes": story.engine.stats().bytes_held,
-        "kv_bytes_dense_bf16": story.engine.stats().bytes_dense_bf16,
+        "share_visited": round(stats.share_visited, 6),
+        "kv_bytes": stats.bytes_held,
+        "kv_bytes_dense_bf16": stats.bytes_dense_bf16,
     }
 
 
