@@ -26,7 +26,7 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The best of a few tries each; some seconds on a CPU, and 256 MiB of memory.
+    """The best of a few tries each; some seconds and 256 MiB of memory on a CPU, 1 GiB on a GPU.
 
     Reading is the faster of a sum and a dot product: PyTorch has no other way to read only, and neither is the faster
     one at every number of threads.
@@ -34,7 +34,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product_s = _fastest_s(lambda: a @ b, device)
-    x = torch.ones(1 << 26, device=device)
+    x = torch.ones(1 << (28 if device.type == "cuda" else 26), device=device)
     read_s = min(_fastest_s(x.sum, device), _fastest_s(lambda: x.dot(x), device))
     return Ceilings(
         flop_per_s=2 * size**3 / product_s,
