@@ -38,9 +38,22 @@ def write_pages(pages: PageTensors, x_KTD: Tensor, page_ids_KP: Tensor, start: i
     offsets_KT = offsets_KT + (start[:, None] if isinstance(start, Tensor) else start)
     ids_KT = page_ids_KP.gather(1, offsets_KT // page_tokens)
     rows = (ids_KT * page_tokens + offsets_KT % page_tokens).flatten()
-    for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), quantize(x_KTD, pages.storage), strict=True):
+    write_rows(pages, x_KTD.flatten(0, 1), rows)
+
+
+def write_rows(pages: PageTensors, x_RD: Tensor, places_R: Tensor) -> Rows:
+    """Quantise tokens of one head each and put them where they belong; the rows as they are stored now.
+
+    Args:
+        pages: the pool.
+        x_RD: numbers of any float dtype.
+        places_R: int64, a page's id times its tokens, plus the token's place in it; no two alike.
+    """
+    rows = quantize(x_RD, pages.storage)
+    for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), rows, strict=True):
         if pool is not None and new is not None:
-            pool.flatten(0, 1).index_copy_(0, rows, new.flatten(0, 1))
+            pool.flatten(0, 1).index_copy_(0, places_R, new)
+    return rows
 
 
 def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -88,6 +101,11 @@ def page_norms(pages: PageTensors, page_ids: Tensor, *, num_tokens: int | None =
         for norms_P, ids_P in zip(norms_KP[:, some], ids[:, some], strict=True):
             norms_P.copy_(_upper(_row_norms(pages.rows(ids_P)).masked_fill(~written_PW[some], 0.0).amax(-1)))
     return norms_KP.view(page_ids.shape)
+
+
+def row_norms(x_RD: Tensor) -> Tensor:
+    """``page_norms`` of single tokens [..., D], as ``dequantize`` gives them in fp32: fp32 [...]."""
+    return _upper(torch.linalg.vector_norm(x_RD.float(), dim=-1, dtype=torch.float64))
 
 
 def _row_norms(rows: Rows) -> Tensor:
