@@ -78,39 +78,13 @@ def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = t
     return out_PWD.view(*page_ids.shape[:-1], -1, pages.head_dim)
 
 
-def page_norms(pages: PageTensors, page_ids: Tensor, *, num_tokens: int | None = None) -> Tensor:
-    """An upper bound of the largest L2 norm among the dequantised rows of each page, tight to 1e-6.
+def row_norms(x: Tensor) -> Tensor:
+    """An upper bound of the L2 norm of every row [..., D], fp32 [...], tight to 1e-6.
 
-    It holds in fp32, rounding included, in the basis of the rotation as in the original one.
-
-    Args:
-        pages: the pool of keys.
-        page_ids: int64 [..., P], every one live, in token order.
-        num_tokens: rows that count, from the first listed page on; the others were not written. None: all.
-
-    Returns:
-        fp32 [..., P].
+    Of rows as ``dequantize`` gives them it holds in the basis of the rotation as in the original one, in fp32, rounding
+    included.
     """
-    page_tokens = pages.data_PWD.shape[1]
-    ids, num_listed = page_ids.reshape(-1, page_ids.shape[-1]), page_ids.shape[-1]
-    written_PW = torch.arange(num_listed * page_tokens, device=ids.device).view(num_listed, page_tokens)
-    written_PW = written_PW < (written_PW.numel() if num_tokens is None else num_tokens)
-    norms_KP = torch.empty(ids.shape, device=ids.device)
-    for start in range(0, num_listed, _PAGES_AT_ONCE):
-        some = slice(start, start + _PAGES_AT_ONCE)
-        for norms_P, ids_P in zip(norms_KP[:, some], ids[:, some], strict=True):
-            norms_P.copy_(_upper(_row_norms(pages.rows(ids_P)).masked_fill(~written_PW[some], 0.0).amax(-1)))
-    return norms_KP.view(page_ids.shape)
-
-
-def row_norms(x_RD: Tensor) -> Tensor:
-    """``page_norms`` of single tokens [..., D], as ``dequantize`` gives them in fp32: fp32 [...]."""
-    return _upper(torch.linalg.vector_norm(x_RD.float(), dim=-1, dtype=torch.float64))
-
-
-def _row_norms(rows: Rows) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(dequantize(rows), dim=-1, dtype=torch.float64)
-    return norms
+    return _upper(torch.linalg.vector_norm(x.float(), dim=-1, dtype=torch.float64))
 
 
 def _upper(norms: Tensor) -> Tensor:
