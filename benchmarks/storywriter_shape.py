@@ -70,6 +70,7 @@ def build(config: MPTConfig, device: torch.device) -> MPT:
             model = MPT(config)
     finally:
         torch.set_default_dtype(before)
+    model.to(device)  # the slopes too
     model.init_weights(seed=0)
     return model.eval()
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from epilogue.kernels.attention import Backend
 from epilogue.kernels.paged_attention import (
     PAGE_TOKENS,
+    Rows,
     dequantize,
     paged_attention,
+    quantize,
     row_norms,
     write_rows,
 )
@@ -149,8 +151,11 @@ class TokenStep:
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD with T = 1."""
         pool, places_R = self.pool, self._places_LR[layer]
-        keys = write_rows(pool.keys, k_BTKD.flatten(0, 2), places_R)
-        write_rows(pool.values, v_BTKD.flatten(0, 2), places_R)
+        # Both at once: a step of small kernels takes as long as it has kernels.
+        both = quantize(torch.stack([k_BTKD.flatten(0, 2), v_BTKD.flatten(0, 2)]), pool.storage)
+        keys, values = (Rows(*(None if x is None else x[i] for x in both)) for i in range(2))  # type: ignore[arg-type]
+        write_rows(pool.keys, keys, places_R)
+        write_rows(pool.values, values, places_R)
         wide = q_BTHD.dtype if q_BTHD.dtype == torch.float64 else torch.float32
         stored_BTKD = dequantize(keys).to(wide).view_as(k_BTKD)
         self._keys.append(stored_BTKD)

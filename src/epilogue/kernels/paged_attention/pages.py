@@ -38,22 +38,20 @@ def write_pages(pages: PageTensors, x_KTD: Tensor, page_ids_KP: Tensor, start: i
     offsets_KT = offsets_KT + (start[:, None] if isinstance(start, Tensor) else start)
     ids_KT = page_ids_KP.gather(1, offsets_KT // page_tokens)
     rows = (ids_KT * page_tokens + offsets_KT % page_tokens).flatten()
-    write_rows(pages, x_KTD.flatten(0, 1), rows)
+    write_rows(pages, quantize(x_KTD.flatten(0, 1), pages.storage), rows)
 
 
-def write_rows(pages: PageTensors, x_RD: Tensor, places_R: Tensor) -> Rows:
-    """Quantise tokens of one head each and put them where they belong; the rows as they are stored now.
+def write_rows(pages: PageTensors, rows: Rows, places_R: Tensor) -> None:
+    """Put tokens of one head each, as ``quantize`` gives them, where they belong. Never waits for the device.
 
     Args:
-        pages: the pool.
-        x_RD: numbers of any float dtype.
+        pages: the pool, in the storage of the rows.
+        rows: [R, D].
         places_R: int64, a page's id times its tokens, plus the token's place in it; no two alike.
     """
-    rows = quantize(x_RD, pages.storage)
     for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), rows, strict=True):
         if pool is not None and new is not None:
             pool.flatten(0, 1).index_copy_(0, places_R, new)
-    return rows
 
 
 def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
