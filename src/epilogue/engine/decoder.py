@@ -212,4 +212,4 @@ def _take_in(segment: Segment, results: TokenResults, slot: int) -> None:
         column.copy_(torch.maximum(column, new[:, slot]) if inside else new[:, slot])
     if segment.reads is not None:
         dense = len(table.ids_LKP) * segment.stop
-        segment.reads.add(results.visited_BH[slot], dense, results.mass_BH[slot])
+        segment.reads.count(results.visited_BH[slot], dense, results.mass_BH[slot])

@@ -132,7 +132,7 @@ class KVCache:
         )
         plan = _within(plan, table, layer, self.epsilon)
         if segment.reads is not None:
-            segment.reads.add(*plan.visited(), plan.omitted_mass_HN)
+            segment.reads.add(plan)
         return plan
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from epilogue.model.reach import ReachPlan
+
 
 class Reads:
     """How much of the past attention has looked at, per head and over all layers, as (query, key) pairs.
@@ -19,8 +21,12 @@ class Reads:
         """Nothing read yet."""
         return cls(torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64))
 
-    def add(self, visited_H: Tensor, dense: int, omitted_mass: Tensor) -> None:
-        """Count one call.
+    def add(self, plan: ReachPlan) -> None:
+        """Count one call of one layer."""
+        self.count(*plan.visited(), plan.omitted_mass_HN)
+
+    def count(self, visited_H: Tensor, dense: int, omitted_mass: Tensor) -> None:
+        """Count a call of one layer, or of several together.
 
         Args:
             visited_H: pairs that each head looked at, int64, on any device.
