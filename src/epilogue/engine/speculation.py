@@ -84,7 +84,7 @@ class Drafts:
     once for all forks, and is left as it is; a text that is cut is still offered its former words.
     """
 
-    def __init__(self, cost: PassCost = PassCost()) -> None:  # noqa: B008 - frozen
+    def __init__(self, cost: PassCost = PassCost()) -> None:
         self.cost = cost
         self._odds = Odds()
         self._shared = _Shared()
