@@ -25,6 +25,10 @@ class Stats:
     """Of the keys that attention without reach would have looked at."""
     omitted_mass: float
     """Largest certified share of a probability that was left out."""
+    drafted_tokens: int
+    """That went through the model before they were chosen."""
+    accepted_tokens: int
+    """Of these, those that were chosen: so many passes were saved."""
 
 
 def gather_stats(pages: Pages, texts: Iterable[Sequence]) -> Stats:
@@ -43,4 +47,6 @@ def gather_stats(pages: Pages, texts: Iterable[Sequence]) -> Stats:
         bytes_dense_bf16=tokens * kv_bytes_per_token(config, torch.bfloat16),
         share_visited=reads.share,
         omitted_mass=reads.omitted_mass,
+        drafted_tokens=sum(text.num_drafted for text in texts),
+        accepted_tokens=sum(text.num_accepted for text in texts),
     )
