@@ -35,7 +35,8 @@ class Engine:
         storage: how keys and values are kept.
         epsilon: the share of a query's probability that far keys may hold and be left out, and be forgotten; certified.
             0 looks at everything and forgets nothing.
-        chunk_tokens: tokens of a long text that go through the model at once; another reader waits no longer.
+        chunk_tokens: tokens of a long text that go through the model at once; another reader waits no longer. None:
+            1,024 on a CPU, 8,192 elsewhere.
         undo_tokens: pages are forgotten so much later that a text can be cut by that many tokens, or opened again with
             them changed, without being read anew.
         lookup: try ahead what followed when a text said the same before, where that has been right of late: passes are
@@ -54,12 +55,14 @@ class Engine:
         *,
         storage: Storage = "float32",
         epsilon: float = 1e-6,
-        chunk_tokens: int = 1024,
+        chunk_tokens: int | None = None,
         undo_tokens: int = 1024,
         lookup: bool | None = None,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
+        if chunk_tokens is None:
+            chunk_tokens = 1024 if model.device.type == "cpu" else 8192
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         if undo_tokens < 0:

@@ -179,6 +179,18 @@ def _decode(
     return list(out_BTHD)
 
 
+def _edges(table: PageTable, layer: int, plan: ReachPlan, group: int) -> list[int]:
+    """The first page to gather for each head of keys: the first one visited, or on an accelerator one for all.
+
+    There one call for all heads costs less than many, and nobody waits to hear what the plan says.
+    """
+    if plan.first_key_HN.device.type != "cpu":
+        live_K = table.first_live_K(layer)
+        return [int(live_K.min())] * len(live_K)
+    edges: list[int] = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(-1, group).amin(dim=1).tolist()
+    return edges
+
+
 def _read(
     pool: PagePool,
     layer: int,
@@ -190,10 +202,11 @@ def _read(
     backend: Backend | None,
 ) -> Tensor:
     """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
-    ids_KP = segment.table.ids_LKP[layer].to(q_THD.device)
+    # Where another head's page was evicted any page does: the plan visits none that is not live.
+    ids_KP = segment.table.ids_LKP[layer].clamp(min=0).to(q_THD.device)
     group = q_THD.shape[1] // len(ids_KP)
     stop = -(-segment.stop // PAGE_TOKENS)
-    edges = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(len(ids_KP), group).amin(dim=1).tolist()
+    edges = _edges(segment.table, layer, plan, group)
     out_THD = torch.empty_like(q_THD)
     wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
     # Codes become numbers in fp32 at least; only what is stored as bf16 may stay so.
