@@ -1,6 +1,11 @@
 """One token of each text: its plan is that of any queries. What it writes: tests/engine/test_decoder.py."""
 
 import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,3 +65,17 @@ def test_a_page_behind_a_key_that_is_not_finite_is_looked_at() -> None:
         epsilon=1e-6,
     )
     assert skipped_BH.item() == 7
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
+def test_the_kernel_takes_tokens_in_as_the_operators_do() -> None:
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "model.interpreted_steps"],
+        cwd=tests,
+        env=os.environ | {"PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith("done\n"), done.stdout + done.stderr

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue.kernels.attention import TILE_TOKENS
-from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.kernels.paged_attention import PAGE_TOKENS, PrefixBounds
 
 # Nats added to every bound against the fp64 rounding of the bound itself.
 _SLACK = 0.01
@@ -153,6 +153,14 @@ def plan_tokens(
     # Each prefix stands on its own bound, and a shorter one weighs less: as many as hold may go, whichever they are.
     mass_BH = bound_BHP.where(may_skip_BHP, -math.inf).amax(dim=2).exp()
     return may_skip_BHP.sum(dim=2), mass_BH
+
+
+def prefix_bounds(
+    running_BKP: Tensor, costs_BHP: Tensor, first_live_BK: Tensor, *, head_dim: int, epsilon: float
+) -> PrefixBounds:
+    """What ``take_in`` plans from, as ``plan_tokens`` does; pages before ``first_live_BK`` are gone."""
+    least = math.sqrt(head_dim) * _LEAST
+    return PrefixBounds(running_BKP, costs_BHP, first_live_BK, epsilon, _rounding(head_dim), least)
 
 
 def _tile_starts(device: torch.device, num_queries: int, num_keys: int) -> Tensor:

@@ -6,6 +6,7 @@ gained, given back or full, and takes the ``TokenResults`` into its tables.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from epilogue.kernels.attention import Backend
 from epilogue.kernels.paged_attention import (
     PAGE_TOKENS,
     Rows,
+    TakenIn,
+    can_take_in,
     dequantize,
     paged_attention,
     quantize,
     row_norms,
+    take_in,
     write_rows,
 )
 from epilogue.kernels.paged_attention import Backend as PagedBackend
@@ -25,7 +29,7 @@ from epilogue.model.config import MPTConfig
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.mpt import MPT
 from epilogue.model.page_pool import PagePool, PageTable
-from epilogue.model.reach import plan_tokens, prefix_costs, running_norms
+from epilogue.model.reach import plan_tokens, prefix_bounds, prefix_costs, running_norms
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class TokenStep:
         tables: are only read; every layer's page for the new token must be there.
         slopes_H: fp32.
         epsilon: what may be left out of a probability.
-        backend: of paged attention; chosen by device and dtype if None.
+        backend: of paged attention; chosen by device and dtype if None. With ``split`` a token is taken in by one
+            kernel a layer, where that knows the storage; else by operators.
     """
 
     def __init__(
@@ -116,15 +121,14 @@ class TokenStep:
     ) -> None:
         self.pool, self.tables, self.epsilon, self.backend = pool, tables, epsilon, backend
         self._first_pages: list[Tensor] = []
-        self._masses: list[Tensor] = []
+        self._nats: list[Tensor] = []
         self._keys: list[Tensor] = []
-        last_B = tables.num_keys_B - 1
-        self._places_LR = self._places(last_B)
-        self._costs_BHP = prefix_costs(slopes_H, tables.num_keys_B, tables.num_pages) if epsilon > 0 else None
+        self._costs_BHP = prefix_costs(slopes_H, tables.num_keys_B, tables.num_pages)
 
-    def _places(self, last_B: Tensor) -> Tensor:
+    @cached_property
+    def _places_LR(self) -> Tensor:
         """Where every layer's new rows go, as ``write_rows`` wants it."""
-        pages_LBKP = self.tables.pages_LBKP
+        pages_LBKP, last_B = self.tables.pages_LBKP, self.tables.num_keys_B - 1
         column_LBK1 = (last_B // PAGE_TOKENS)[:, None, None].expand(*pages_LBKP.shape[:3], 1)
         page_LBK = pages_LBKP.gather(3, column_LBK1)[..., 0].long()
         return (page_LBK * PAGE_TOKENS + (last_B % PAGE_TOKENS)[:, None]).flatten(1)
@@ -150,7 +154,48 @@ class TokenStep:
         backend: Backend | None = None,
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD with T = 1."""
-        pool, places_R = self.pool, self._places_LR[layer]
+        take_in_token = self._take_in if self._has_kernel(q_BTHD) else self._take_in_by_operators
+        return paged_attention(
+            q_BTHD,
+            self.pool.keys,
+            self.pool.values,
+            self.tables.pages_LBKP[layer],
+            self.tables.num_keys_B,
+            slopes_H,
+            scale=scale,
+            first_page_BH=take_in_token(layer, (q_BTHD, k_BTKD, v_BTKD), scale),
+            backend=self.backend,
+        )
+
+    def _has_kernel(self, q_BTHD: Tensor) -> bool:
+        is_split = q_BTHD.is_cuda if self.backend is None else self.backend == "split"
+        return is_split and can_take_in(q_BTHD, self.pool.keys, self.pool.values)
+
+    def _take_in(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+        """Write a layer's keys and values; the first page that each head visits."""
+        tables, (q_BTHD, k_BTKD, _) = self.tables, qkv
+        out = TakenIn(
+            keys_BKD=torch.empty_like(k_BTKD[:, 0], dtype=torch.float32, memory_format=torch.contiguous_format),
+            first_page_BH=torch.empty(q_BTHD.shape[::2], dtype=torch.int64, device=q_BTHD.device),
+            nats_BH=torch.empty(q_BTHD.shape[::2], dtype=torch.float64, device=q_BTHD.device),
+        )
+        bounds = prefix_bounds(
+            tables.running_LBKP[layer],
+            self._costs_BHP,
+            tables.first_live_LBK[layer],
+            head_dim=q_BTHD.shape[3],
+            epsilon=self.epsilon,
+        )
+        pools = self.pool.keys, self.pool.values
+        take_in(qkv, pools, tables.pages_LBKP[layer], tables.num_keys_B, bounds, scale=scale, out=out)
+        self._keys.append(out.keys_BKD)
+        self._nats.append(out.nats_BH)
+        self._first_pages.append(out.first_page_BH)
+        return out.first_page_BH
+
+    def _take_in_by_operators(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+        """``_take_in`` for any dtype, storage and device."""
+        pool, places_R, (q_BTHD, k_BTKD, v_BTKD) = self.pool, self._places_LR[layer], qkv
         # Both at once: a step of small kernels takes as long as it has kernels.
         both = quantize(torch.stack([k_BTKD.flatten(0, 2), v_BTKD.flatten(0, 2)]), pool.storage)
         keys, values = (Rows(*(None if x is None else x[i] for x in both)) for i in range(2))  # type: ignore[arg-type]
@@ -158,24 +203,14 @@ class TokenStep:
         write_rows(pool.values, values, places_R)
         wide = q_BTHD.dtype if q_BTHD.dtype == torch.float64 else torch.float32
         stored_BTKD = dequantize(keys).to(wide).view_as(k_BTKD)
-        self._keys.append(stored_BTKD)
-        return paged_attention(
-            q_BTHD,
-            pool.keys,
-            pool.values,
-            self.tables.pages_LBKP[layer],
-            self.tables.num_keys_B,
-            slopes_H,
-            scale=scale,
-            first_page_BH=self._plan(layer, q_BTHD.to(wide), stored_BTKD, scale),
-            backend=self.backend,
-        )
+        self._keys.append(stored_BTKD[:, 0])
+        return self._plan(layer, q_BTHD.to(wide), stored_BTKD, scale)
 
     def _plan(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, scale: float) -> Tensor:
         """The first page that each head visits."""
         live_BK = self.tables.first_live_LBK[layer]
         live_BH = live_BK[..., None].expand(*live_BK.shape, q_BTHD.shape[2] // live_BK.shape[1]).flatten(1)
-        if self._costs_BHP is None:
+        if self.epsilon <= 0:
             first_BH, mass_BH = live_BH, torch.zeros_like(live_BH, dtype=torch.float64)
         else:
             running_BKP = self.tables.running_LBKP[layer]
@@ -186,12 +221,12 @@ class TokenStep:
             # Of what was evicted is certified that it weighs at most so much.
             mass_BH = torch.where(skipped_BH < live_BH, self.epsilon, mass_BH)
         self._first_pages.append(first_BH)
-        self._masses.append(mass_BH)
+        self._nats.append(mass_BH.log())
         return first_BH
 
     def results(self, x_BC: Tensor, logits_BV: Tensor, bounds: EvictionBounds | None) -> TokenResults:
         """To be asked for when all layers are through."""
-        keys_LBKD = torch.stack(self._keys).flatten(1, 2)
+        keys_LBKD = torch.stack(self._keys)
         first_LBH = torch.stack(self._first_pages)
         num_keys = self.tables.num_keys_B[:, None] * len(first_LBH)
         return TokenResults(
@@ -200,7 +235,7 @@ class TokenStep:
             norms_LBK=row_norms(keys_LBKD),
             scores_LBH=None if bounds is None else bounds.largest_scores_of_all(keys_LBKD.transpose(1, 2)).mT,
             visited_BH=num_keys - first_LBH.sum(dim=0) * PAGE_TOKENS,
-            mass_BH=torch.stack(self._masses).amax(dim=0),
+            mass_BH=torch.stack(self._nats).amax(dim=0).exp().clamp(max=self.epsilon),
         )
 
 

@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.kernels.paged_attention import allocate_pages, split
+from epilogue.kernels.paged_attention.take_in_kernels import take_in_kernel
 from kernels.paged_attention.books import STORAGES
 
 TRITON_TYPES = {
@@ -46,6 +47,20 @@ def compile_visit(capability: int, storage: Any, dtype: torch.dtype, head_dim: i
     return compile_for(capability, split.visit_pages_kernel, types, constants)
 
 
+def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
+    pages = allocate_pages(1, head_dim, storage)
+    block = triton.next_power_of_2(head_dim)
+    constants = {"PAGE_TOKENS": 128, "HEAD_DIM": head_dim, "BLOCK_D": block, "BLOCK_P": 1024, "GROUP": 2}
+    constants |= dict.fromkeys(("K_HAS_SCALE", "V_HAS_SCALE"), storage == "int8")
+    constants |= {"SCALE": 0.1, "LOG_EPSILON": -13.8, "ROUNDING": 1e-6, "LEAST": 1e-14}
+    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*" + TRITON_TYPES[dtype])
+    types |= dict.fromkeys(("k_data_ptr", "v_data_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
+    types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "stored_ptr"), "*fp32")
+    types |= dict.fromkeys(("running_ptr", "costs_ptr", "nats_ptr"), "*fp64")
+    types |= dict.fromkeys(("num_keys_ptr", "live_ptr", "first_ptr"), "*i64") | {"table_ptr": "*i32"}
+    return compile_for(capability, take_in_kernel, types, constants)
+
+
 def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:
     for capability in capabilities:
         types = {f"{part}_ptr": "*fp32" for part in ("part", "max", "sum", "out")}
@@ -53,6 +68,8 @@ def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> No
         cases = itertools.product(STORAGES, (torch.float32, torch.bfloat16), head_dims, blocks)
         for storage, dtype, head_dim, block_rows in cases:
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
+            if storage != "int4":
+                shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
 

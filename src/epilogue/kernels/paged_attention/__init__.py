@@ -13,22 +13,27 @@ from epilogue.kernels.paged_attention.storage import (
     dequantize,
     quantize,
 )
+from epilogue.kernels.paged_attention.take_in import PrefixBounds, TakenIn, can_take_in, take_in
 
 __all__ = [
     "MOST_QUERIES",
     "PAGE_TOKENS",
     "Backend",
     "PageTensors",
+    "PrefixBounds",
     "Rows",
     "Storage",
+    "TakenIn",
     "allocate_pages",
     "bytes_per_page",
+    "can_take_in",
     "dequantize",
     "gather_pages",
     "paged_attention",
     "quantize",
     "rotate",
     "row_norms",
+    "take_in",
     "write_pages",
     "write_rows",
 ]
