@@ -47,6 +47,17 @@ def compile_visit(capability: int, storage: Any, dtype: torch.dtype, head_dim: i
     return compile_for(capability, split.visit_pages_kernel, types, constants)
 
 
+def compile_row(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
+    pages = allocate_pages(1, head_dim, storage)
+    tiles = split._ROW_TILES[storage]
+    constants = split._row_switches(pages, pages, tiles) | {"HAS_FIRST": dtype == torch.float32}
+    types = dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "slopes_ptr", "out_ptr", "max_ptr", "sum_ptr"), "*fp32")
+    types |= dict.fromkeys(("k_ptr", "v_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
+    types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "scale": "fp32", "table_ptr": "*i32", "num_keys_ptr": "*i64"}
+    types |= {"first_ptr": "*i64"}
+    return compile_for(capability, split.visit_pages_of_a_row_kernel, types, constants)
+
+
 def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
     pages = allocate_pages(1, head_dim, storage)
     block = triton.next_power_of_2(head_dim)
@@ -64,12 +75,13 @@ def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim:
 def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:
     for capability in capabilities:
         types = {f"{part}_ptr": "*fp32" for part in ("part", "max", "sum", "out")}
-        compile_for(capability, split.join_splits_kernel, types, {"HEAD_DIM": 96, "BLOCK_D": 128, "BLOCK_P": 16})
+        compile_for(capability, split.join_splits_kernel, types, {"HEAD_DIM": 96, "BLOCK_D": 128, "BLOCK_P": 32})
         cases = itertools.product(STORAGES, (torch.float32, torch.bfloat16), head_dims, blocks)
         for storage, dtype, head_dim, block_rows in cases:
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
             if storage != "int4":
-                shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
+                for compile_other in (compile_take_in, compile_row):
+                    shared = max(shared, compile_other(capability, storage, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
 

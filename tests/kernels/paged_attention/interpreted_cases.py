@@ -29,9 +29,9 @@ SHAPES: list[tuple[list[int], dict[str, Any]]] = [
 ]
 
 
-def unseen_book() -> Book:
+def unseen_book(num_queries: int) -> Book:
     """A head with nothing to visit, a sequence without keys, and one shorter than its queries."""
-    book = random_book([300, 200, 2], num_queries=3)
+    book = random_book([300, 200, 2], num_queries=num_queries)
     book.page_table_BKP[0, 1] = -1
     book.num_keys_B[1] = 0
     return replace(book, first_page_BH=torch.tensor([[2**31 - 1, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.int32))
@@ -50,12 +50,15 @@ def main() -> None:
         print(storage, flush=True)
     assert_as_exact_as_pytorch(random_book([300], storage="int8", value_storage="int4"), "split")
     assert_as_exact_as_pytorch(random_book([300], storage="int4", value_storage="float32"), "split")
-    assert_as_exact_as_pytorch(unseen_book(), "split")
+    assert_as_exact_as_pytorch(random_book([300], storage="int8", value_storage="bfloat16"), "split")
+    for num_queries in (1, 3):
+        assert_as_exact_as_pytorch(unseen_book(num_queries), "split")
     far = far_book("int8")
     far.first_page_BH = torch.tensor([[0, 540]])  # the interpreter needs milliseconds a page
     far.page_table_BKP[0, 0, 3:500] = -1
     assert_as_exact_as_pytorch(far, "split")
-    split._BLOCKS_PER_PROCESSOR = 40  # more splits than the join reads at a time
+    split._BLOCKS_PER_PROCESSOR = split._ROW_BLOCKS_PER_PROCESSOR = 40  # more splits than the join reads at a time
+    assert_as_exact_as_pytorch(random_book([4500], heads=1, storage="int8"), "split")
     assert_as_exact_as_pytorch(random_book([2500], heads=1, storage="int4"), "split")
     print("done")
 

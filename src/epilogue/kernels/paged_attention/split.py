@@ -5,20 +5,42 @@ CUDA graph. How many pages each split takes is worked out on the device, from th
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from epilogue.kernels.paged_attention.rotation import rotate
+from epilogue.kernels.paged_attention.row_kernels import visit_pages_of_a_row_kernel
 from epilogue.kernels.paged_attention.split_kernels import join_splits_kernel, visit_pages_kernel
-from epilogue.kernels.paged_attention.storage import PageTensors
+from epilogue.kernels.paged_attention.storage import PageTensors, Storage
+
+
+class RowTiles(NamedTuple):
+    """How ``visit_pages_of_a_row_kernel`` is compiled."""
+
+    keys: int
+    """Keys of a tile."""
+    warps: int
+    stages: int
+    """Tiles that are on their way at a time."""
+
 
 # Program blocks for every multiprocessor; a machine without any (Triton's interpreter) counts as two multiprocessors.
 _BLOCKS_PER_PROCESSOR = 4
 _MOST_SPLITS = 128
 _MOST_ROWS = 32
+# One query a key head is read bound by memory. A tile's 32 partial sums leave a thread at 80 registers, so that six
+# blocks of four warps fit a multiprocessor and have some 100 KB on their way, several times what its share of the
+# memory's bandwidth and delay need. A wider storage has as many bytes on its way in fewer stages.
+_ROW_TILES: dict[Storage, RowTiles] = {
+    "float32": RowTiles(keys=32, warps=8, stages=2),
+    "bfloat16": RowTiles(keys=32, warps=8, stages=3),
+    "int8": RowTiles(keys=32, warps=4, stages=3),
+}
+# Heads of short reach are through at once: many small splits even out what the others read.
+_ROW_BLOCKS_PER_PROCESSOR = 16
 
 
 def paged_attention_split(
@@ -39,32 +61,84 @@ def paged_attention_split(
     Returns:
         out_BTHD in the dtype of the queries.
     """
-    batch, num_queries, num_heads, head_dim = q_BTHD.shape
-    num_kv_heads, num_columns = page_table_BKP.shape[1:]
-    num_rows = num_heads // num_kv_heads * num_queries
-    block_rows = min(_MOST_ROWS, max(16, triton.next_power_of_2(num_rows)))
-    row_blocks = triton.cdiv(num_rows, block_rows)
-    num_splits = _num_splits(batch * num_kv_heads * row_blocks, num_columns, q_BTHD.device)
+    num_queries, num_kv_heads = q_BTHD.shape[1], page_table_BKP.shape[1]
     q_BKRD = _prepare_queries(q_BTHD, k, v, num_kv_heads)
-
-    part_BKRPD = q_BTHD.new_empty(batch, num_kv_heads, num_rows, num_splits, head_dim, dtype=torch.float32)
-    stats_BKRP = part_BKRPD.new_empty(2, *part_BKRPD.shape[:-1])
-    visit_pages_kernel[(num_splits, num_kv_heads * row_blocks, batch)](
-        q_BKRD, *_pool_arguments(k), *_pool_arguments(v),
-        page_table_BKP.contiguous(), num_keys_B.contiguous(), slopes_H.contiguous(),
-        num_keys_B if first_page_BH is None else first_page_BH.contiguous(),
-        part_BKRPD, stats_BKRP[0], stats_BKRP[1],
-        scale, num_kv_heads, num_columns, num_rows, num_queries, num_splits,
-        HAS_FIRST=first_page_BH is not None, BLOCK_R=block_rows, **_pool_switches(k, v),
-    )  # fmt: skip
-    out_BKRD = torch.empty_like(part_BKRPD[..., 0, :])
-    join_splits_kernel[(batch * num_kv_heads * num_rows,)](
-        part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
-        HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=16,
-    )  # fmt: skip
+    first = num_keys_B if first_page_BH is None else first_page_BH.contiguous()
+    tables = page_table_BKP.contiguous(), num_keys_B.contiguous(), slopes_H.contiguous(), first
+    has_first = first_page_BH is not None
+    if q_BKRD.shape[2] == 1 and k.storage in _ROW_TILES and v.storage in _ROW_TILES:
+        parts = _visit_for_a_row(q_BKRD, k, v, tables, scale=scale, has_first=has_first)
+    else:
+        parts = _visit(q_BKRD, k, v, tables, num_queries=num_queries, scale=scale, has_first=has_first)
+    out_BKRD = _join(*parts, dtype=torch.float32 if v.storage == "int4" or not q_BTHD.is_cuda else q_BTHD.dtype)
     out_BKRD = rotate(out_BKRD) if v.storage == "int4" else out_BKRD
     out_BHTD: Tensor = out_BKRD.unflatten(2, (-1, num_queries)).flatten(1, 2)
     return out_BHTD.transpose(1, 2).to(q_BTHD.dtype)
+
+
+def _visit(
+    q_BKRD: Tensor,
+    k: PageTensors,
+    v: PageTensors,
+    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    *,
+    num_queries: int,
+    scale: float,
+    has_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """Every split's softmax averages, and its largest scores and sums of weights."""
+    (batch, num_kv_heads, num_rows, _), num_columns = q_BKRD.shape, tables[0].shape[2]
+    block_rows = min(_MOST_ROWS, max(16, triton.next_power_of_2(num_rows)))
+    row_blocks = triton.cdiv(num_rows, block_rows)
+    num_programs = batch * num_kv_heads * row_blocks
+    num_splits = _num_splits(num_programs, num_columns, q_BKRD.device, _BLOCKS_PER_PROCESSOR)
+    part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
+    visit_pages_kernel[(num_splits, num_kv_heads * row_blocks, batch)](
+        q_BKRD, *_pool_arguments(k), *_pool_arguments(v), *tables,
+        part_BKRPD, stats_BKRP[0], stats_BKRP[1],
+        scale, num_kv_heads, num_columns, num_rows, num_queries, num_splits,
+        HAS_FIRST=has_first, BLOCK_R=block_rows, **_pool_switches(k, v),
+    )  # fmt: skip
+    return part_BKRPD, stats_BKRP
+
+
+def _visit_for_a_row(
+    q_BKRD: Tensor,
+    k: PageTensors,
+    v: PageTensors,
+    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    *,
+    scale: float,
+    has_first: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same for one query a key head: products of single rows leave most of a matrix unit idle."""
+    (batch, num_heads, _, _), num_columns = q_BKRD.shape, tables[0].shape[2]
+    num_splits = _num_splits(batch * num_heads, num_columns, q_BKRD.device, _ROW_BLOCKS_PER_PROCESSOR)
+    part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
+    tiles = _ROW_TILES[k.storage]
+    visit_pages_of_a_row_kernel[(num_splits, num_heads, batch)](
+        q_BKRD, *_pool_arguments(k)[:2], *_pool_arguments(v)[:2], *tables,
+        part_BKRPD, stats_BKRP[0], stats_BKRP[1],
+        scale, num_heads, num_columns, num_splits,
+        HAS_FIRST=has_first, **_row_switches(k, v, tiles), num_warps=tiles.warps,
+    )  # fmt: skip
+    return part_BKRPD, stats_BKRP
+
+
+def _room_for_parts(q_BKRD: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
+    *shape, head_dim = q_BKRD.shape
+    part_BKRPD = q_BKRD.new_empty(*shape, num_splits, head_dim, dtype=torch.float32)
+    return part_BKRPD, part_BKRPD.new_empty(2, *part_BKRPD.shape[:-1])
+
+
+def _join(part_BKRPD: Tensor, stats_BKRP: Tensor, *, dtype: torch.dtype) -> Tensor:
+    *shape, num_splits, head_dim = part_BKRPD.shape
+    out_BKRD = part_BKRPD.new_empty(*shape, head_dim, dtype=dtype)
+    join_splits_kernel[(out_BKRD.shape[:3].numel(),)](
+        part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
+        HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=32,
+    )  # fmt: skip
+    return out_BKRD
 
 
 def _prepare_queries(q_BTHD: Tensor, k: PageTensors, v: PageTensors, num_kv_heads: int) -> Tensor:
@@ -81,8 +155,8 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _num_splits(num_programs: int, num_columns: int, device: torch.device) -> int:
-    wanted = triton.cdiv(_BLOCKS_PER_PROCESSOR * _num_processors(device), num_programs)
+def _num_splits(num_programs: int, num_columns: int, device: torch.device, blocks_per_processor: int) -> int:
+    wanted = triton.cdiv(blocks_per_processor * _num_processors(device), num_programs)
     return max(1, min(int(wanted), num_columns, _MOST_SPLITS))
 
 
@@ -103,3 +177,16 @@ def _pool_switches(k: PageTensors, v: PageTensors) -> dict[str, Any]:
         switches[f"{letter}_HAS_SCALE"] = pages.scale_PW is not None
         switches[f"{letter}_IS_PACKED"] = pages.zero_PW is not None
     return switches
+
+
+def _row_switches(k: PageTensors, v: PageTensors, tiles: RowTiles) -> dict[str, Any]:
+    """The same for one query a key head."""
+    return {
+        "PAGE_TOKENS": k.data_PWD.shape[1],
+        "HEAD_DIM": k.head_dim,
+        "BLOCK_D": triton.next_power_of_2(k.head_dim),
+        "BLOCK_N": tiles.keys // (2 if k.head_dim > 128 else 1),
+        "STAGES": tiles.stages,
+        "K_HAS_SCALE": k.scale_PW is not None,
+        "V_HAS_SCALE": v.scale_PW is not None,
+    }
