@@ -1,6 +1,7 @@
 """Engine: reads texts in chunks and writes on, token by token, any number of them at once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Several
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats, gather_stats
 from epilogue.engine.steps import Stepper
 from epilogue.kernels.paged_attention import Storage
-from epilogue.model import MPT, PagePool, PageTable, Reads, eviction_bounds
+from epilogue.model import MPT, SPACINGS, PagePool, PageTable, Reads, check_spacings, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
@@ -38,11 +39,14 @@ class Engine:
         chunk_tokens: tokens of a long text that go through the model at once; another reader waits no longer.
         undo_tokens: pages are forgotten so much later that a text can be cut by that many tokens, or opened again with
             them changed, without being read anew.
+        spacings: of bookmarks, for changes further back: the text is read anew from the bookmark before them
+            (``model.bookmarks``); () for none.
         num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
     Raises:
-        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1).
+        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1), or
+            spacings are no multiples of pages and of each other.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Engine:
         epsilon: float = 1e-6,
         chunk_tokens: int = 1024,
         undo_tokens: int = 1024,
+        spacings: Several[int] = SPACINGS,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
@@ -62,6 +67,7 @@ class Engine:
             raise ValueError(f"undo_tokens must be at least 0, got {undo_tokens}")
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+        check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
         if num_pages is None:
             available = available_bytes(model.device)
@@ -69,7 +75,13 @@ class Engine:
         self.bounds = eviction_bounds(model, storage) if epsilon > 0 else None
         self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
         self._stepper = Stepper(
-            model, self.pages, self.bounds, epsilon=epsilon, chunk_tokens=chunk_tokens, undo_tokens=undo_tokens
+            model,
+            self.pages,
+            self.bounds,
+            epsilon=epsilon,
+            chunk_tokens=chunk_tokens,
+            undo_tokens=undo_tokens,
+            spacings=spacings,
         )
         self._prefixes = Prefixes()
         self._sequences: WeakSet[Sequence] = WeakSet()
@@ -182,7 +194,7 @@ class Engine:
     def truncate(self, sequence: Sequence, position: int, *, on_progress: OnProgress | None = None) -> None:
         """Go back to the first ``position`` tokens.
 
-        Where pages that matter there were evicted since, the text is read again.
+        Where pages that matter there were evicted since, it is read again from the bookmark before, or from the start.
 
         Raises:
             ValueError: the sequence is shorter, or ``position`` is less than 1.
@@ -199,7 +211,7 @@ class Engine:
         """In an order in which the text is the old one or the new one, wherever an interruption falls."""
         # One token goes through the model again, to know what comes next.
         kept, table = min(sequence.table.num_tokens, position - 1), sequence.table
-        kept = kept if self._stepper.can_cut(table, kept) else 0
+        kept = self._stepper.latest_cut(table, kept)
         self._prefixes.remove(sequence, but_tokens=kept)
         sequence.logits_V = None
         self.pages.truncate(table, kept)
@@ -247,10 +259,13 @@ class Engine:
 
     def _shared_prefix(self, text: list[int]) -> PageTable | None:
         """The longest run of full pages that an open text has, whole enough to go on from."""
+        best, found = 0, None
         for num_tokens, other in self._prefixes.longest(text):
-            if self._stepper.can_cut(other.table, num_tokens):
-                return self.pages.fork(other.table, num_tokens)
-        return None
+            if num_tokens <= best:
+                break
+            if (cut := self._stepper.latest_cut(other.table, num_tokens)) > best:
+                best, found = cut, other
+        return self.pages.fork(found.table, best) if found else None
 
     def _read(self, sequence: Sequence, on_progress: OnProgress | None) -> None:
         """Run the model over what it has not seen of a text, so that it is known what comes next."""

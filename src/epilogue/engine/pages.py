@@ -98,10 +98,9 @@ class Pages:
         place_P = torch.arange(table.ids_LKP.shape[2])
         self._give_back(table, place_P >= table.num_pages)
 
-    def evict(self, table: PageTable, count_LK: Tensor) -> None:
-        """Give back the first pages of every layer and head."""
-        place_P = torch.arange(table.ids_LKP.shape[2])
-        self._give_back(table, place_P < count_LK[..., None])
+    def evict(self, table: PageTable, goes_LKP: Tensor) -> None:
+        """Give back the pages marked, of every layer and head."""
+        self._give_back(table, goes_LKP)
 
     def release(self, table: PageTable) -> None:
         """Give everything back; the table is empty."""
