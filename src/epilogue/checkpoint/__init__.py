@@ -14,14 +14,16 @@ Nothing here runs code that comes with a checkpoint.
 """
 
 from epilogue.checkpoint.files import read_tensors
-from epilogue.checkpoint.fingerprint import fingerprint
+from epilogue.checkpoint.fingerprint import fingerprint, tensor_bytes
 from epilogue.checkpoint.hub import resolve
 from epilogue.checkpoint.load import Checkpoint, load_checkpoint
 from epilogue.checkpoint.metadata import load_config, load_tokenizer
 from epilogue.checkpoint.save import save_checkpoint
+from epilogue.checkpoint.staging import clear_leftovers, whole_file
 
 __all__ = [
     "Checkpoint",
+    "clear_leftovers",
     "fingerprint",
     "load_checkpoint",
     "load_config",
@@ -29,4 +31,6 @@ __all__ = [
     "read_tensors",
     "resolve",
     "save_checkpoint",
+    "tensor_bytes",
+    "whole_file",
 ]

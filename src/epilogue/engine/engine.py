@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Several
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import load_checkpoint
+from epilogue.checkpoint import fingerprint, load_checkpoint
 from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
 from epilogue.engine.pages import Pages
-from epilogue.engine.prefixes import Prefixes
+from epilogue.engine.prefixes import Prefixes, common_tokens
 from epilogue.engine.sampling import Sampler, SamplingParams
 from epilogue.engine.scoring import logprobs
 from epilogue.engine.sequence import Sequence
@@ -93,6 +94,11 @@ class Engine:
     ) -> "Engine":
         """An engine on a checkpoint's folder or hub id; ``options`` are the constructor's."""
         return cls(load_checkpoint(source, device=device, dtype=dtype).model, **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What model this is (``checkpoint.fingerprint``); found out when first asked for."""
+        return fingerprint(self.model)
 
     def exceeds_trained_length(self, num_tokens: int) -> bool:
         """Whether a text of so many tokens is longer than any the model was trained on (ALiBi reads it even so)."""
@@ -207,10 +213,47 @@ class Engine:
             self._cut(sequence, position)
         self._read(sequence, on_progress)
 
+    def revise(
+        self, sequence: Sequence, ids: Iterable[int], *, room_tokens: int = 0, on_progress: OnProgress | None = None
+    ) -> None:
+        """Make a text another one. What both begin with is kept, back to a bookmark at worst; the rest is read.
+
+        Interrupted, the sequence has all of the new text, and what is unread of it is read when it is next used.
+
+        Raises:
+            ValueError: no ids, ids outside the vocabulary, or a negative room; the sequence is as it was.
+            CapacityError: text and room do not fit; the sequence has what is common to both.
+        """
+        sequence.check_open()
+        text = self._checked(ids)
+        if not text or room_tokens < 0:
+            raise ValueError(f"there must be tokens to read and room for at least 0, got {len(text)} and {room_tokens}")
+        common = common_tokens(text, sequence.ids)
+        if common < sequence.num_tokens:
+            self._cut(sequence, common)
+        self._check_capacity(sequence, len(text) + room_tokens)
+        if common < len(text):
+            sequence.extend(text[common:])
+        self._read(sequence, on_progress)
+
+    def adopt(self, ids: Iterable[int], table: PageTable, logits_V: Tensor | None) -> Sequence:
+        """A text whose pages are filled already (``pages.adopt``), with what comes next if that is known.
+
+        Raises:
+            ValueError: ids outside the vocabulary or fewer than the table's, or a page is missing that matters.
+        """
+        text = self._checked(ids)
+        if len(text) < table.num_tokens or not self._stepper.can_cut(table, table.num_tokens):
+            raise ValueError("the table is not that of these tokens")
+        sequence = self._add(text, table)
+        sequence.logits_V = logits_V
+        self._prefixes.add(sequence)
+        return sequence
+
     def _cut(self, sequence: Sequence, position: int) -> None:
         """In an order in which the text is the old one or the new one, wherever an interruption falls."""
         # One token goes through the model again, to know what comes next.
-        kept, table = min(sequence.table.num_tokens, position - 1), sequence.table
+        kept, table = max(0, min(sequence.table.num_tokens, position - 1)), sequence.table
         kept = self._stepper.latest_cut(table, kept)
         self._prefixes.remove(sequence, but_tokens=kept)
         sequence.logits_V = None
