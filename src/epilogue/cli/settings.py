@@ -2,11 +2,12 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 
 from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
-from epilogue.engine import available_bytes
+from epilogue.engine import Engine, Storage, available_bytes
 from epilogue.errors import CapacityError, RequestError
 from epilogue.model import NAMED_SIZES, MPTConfig, num_parameters
 
@@ -62,6 +63,26 @@ def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int 
         )
     _check_memory(load_config(place), str(place), chosen, weights_dtype)
     return load_checkpoint(place, device=chosen, dtype=weights_dtype, max_seq_len=max_seq_len)
+
+
+def open_engine(checkpoint: Checkpoint, *, storage: str, epsilon: float) -> Engine:
+    """An engine on a loaded model.
+
+    Raises:
+        RequestError: an unknown storage, or an epsilon that is no share.
+    """
+    if not 0 <= epsilon < 1:
+        raise RequestError(f"--epsilon must be in [0, 1), got {epsilon}; 0 looks at everything")
+    return Engine(checkpoint.model, storage=_choose_storage(storage, checkpoint), epsilon=epsilon)
+
+
+def _choose_storage(name: str, checkpoint: Checkpoint) -> Storage:
+    """auto to what loses nothing of the weights' dtype."""
+    if name == "auto":
+        return "bfloat16" if checkpoint.dtype == torch.bfloat16 else "float32"
+    if name not in get_args(Storage):
+        raise RequestError(f"--kv-storage must be auto, {', '.join(get_args(Storage))}, got {name!r}")
+    return cast(Storage, name)
 
 
 def named_size(source: str) -> MPTConfig | None:

@@ -53,7 +53,9 @@ class StateHeader:
     """The day, as 2026-11-23."""
 
 
-def save_state(path: Path, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", on: str = "") -> int:
+def save_state(
+    path: Path, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", on: str = ""
+) -> int:
     """Write what an engine has read of a text, and return how many bytes that took.
 
     Tokens that have not gone through the model yet are left out. The file appears whole or not at all.
@@ -179,13 +181,25 @@ def _check_belongs(path: Path, header: StateHeader, engine: Engine) -> None:
             )
 
 
-def _write(file: BinaryIO, header: StateHeader, engine: Engine, sequence: Sequence) -> None:
-    """The header, the tensors in the order of their names, and last the checksums of all of these."""
+def state_bytes(engine: Engine, sequence: Sequence) -> int:
+    """About how large the file will be; not less by more than its header."""
+    tensors, live, stored = _content(engine, sequence)
+    pages = sum(pool[0].numel() * pool.itemsize for pool in stored.values())
+    return len(live) * pages + sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+
+def _content(engine: Engine, sequence: Sequence) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """Small tensors by name, the ids of the pages, and by name the tensors of the pool that these are rows of."""
     tensors = _small(sequence)
     is_live_LKP = tensors["is_live"].bool()
     live = sequence.table.ids_LKP[..., : is_live_LKP.shape[2]][is_live_LKP]
     stored = {f"{name}.{part}": getattr(pages, part) for pages, name in _both(engine) for part in _PARTS}
-    stored = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    return tensors, live, {name: tensor for name, tensor in stored.items() if tensor is not None}
+
+
+def _write(file: BinaryIO, header: StateHeader, engine: Engine, sequence: Sequence) -> None:
+    """The header, the tensors in the order of their names, and last the checksums of all of these."""
+    tensors, live, stored = _content(engine, sequence)
     shapes = {name: (tensor.dtype, list(tensor.shape)) for name, tensor in tensors.items()}
     shapes |= {name: (pool.dtype, [len(live), *pool.shape[1:]]) for name, pool in stored.items()}
     names = sorted(shapes)
@@ -195,7 +209,7 @@ def _write(file: BinaryIO, header: StateHeader, engine: Engine, sequence: Sequen
     digests = [xxhash.xxh3_64_digest(raw)]
     for name in names:
         digest = xxhash.xxh3_64()
-        for part in _parts(tensors[name]) if name in tensors else _pages(stored[name], live):
+        for part in [tensor_bytes(tensors[name])] if name in tensors else _pages(stored[name], live):
             digest.update(part)
             file.write(part)
         digests.append(digest.digest())
@@ -213,10 +227,6 @@ def _small(sequence: Sequence) -> dict[str, Tensor]:
     }
     is_known = sequence.logits_V is not None and sequence.num_pending == 0
     return tensors | ({"logits": sequence.logits_V} if is_known and sequence.logits_V is not None else {})
-
-
-def _parts(tensor: Tensor) -> Iterator[memoryview]:
-    yield tensor_bytes(tensor)
 
 
 def _pages(pool: Tensor, live: Tensor) -> Iterator[memoryview]:
