@@ -7,7 +7,7 @@ from rich.console import Console
 
 from epilogue.checkpoint import load_tokenizer
 from epilogue.cli.reading import Reading
-from epilogue.cli.settings import BUNDLED_BOOK, name_of, open_engine, open_model
+from epilogue.cli.settings import BUNDLED_BOOK, open_engine, open_model
 from epilogue.cli.shelf import Shelf
 from epilogue.engine import Library
 from epilogue.text import Book, read_book
@@ -40,7 +40,13 @@ def run_read(options: ReadOptions) -> None:
         tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
         engine = open_engine(checkpoint, storage=options.kv_storage, epsilon=options.epsilon)
     ids = tokenizer.encode(book.text.rstrip() + "\n\n")
-    shelf = Shelf(options.library, console, title=book.title or "", model=name_of(options.model), least_tokens=1)
+    shelf = Shelf(
+        options.library,
+        console,
+        title=book.title or "",
+        model=options.model or checkpoint.directory.name,
+        least_tokens=1,
+    )
     reading, is_cut = Reading(engine=engine, ids=ids, shelf=shelf), False
     try:
         reading.run(console)

@@ -73,7 +73,7 @@ def open_engine(checkpoint: Checkpoint, *, storage: str, epsilon: float) -> Engi
     """
     if not 0 <= epsilon < 1:
         raise RequestError(f"--epsilon must be in [0, 1), got {epsilon}; 0 looks at everything")
-    return Engine(checkpoint.model, storage=_choose_storage(storage, checkpoint), epsilon=epsilon)
+    return Engine.on(checkpoint, storage=_choose_storage(storage, checkpoint), epsilon=epsilon)
 
 
 def _choose_storage(name: str, checkpoint: Checkpoint) -> Storage:

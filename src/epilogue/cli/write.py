@@ -66,7 +66,7 @@ def run_write(options: WriteOptions) -> None:
             options.library,
             console,
             title=book.title or "",
-            model=name_of(options.model),
+            model=options.model or checkpoint.directory.name,
             **({} if options.keeps else {"least_tokens": None}),
         ),
     )

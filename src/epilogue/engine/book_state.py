@@ -23,6 +23,7 @@ from epilogue.engine.engine import Engine
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import StateError
 from epilogue.kernels.paged_attention import PageTensors
+from epilogue.model import Reads
 
 FORMAT = "epilogue book state"
 VERSION = "1"
@@ -31,7 +32,7 @@ _CHECKSUMS = "zz.checksums"
 _PARTS = ("data_PWD", "scale_PW", "zero_PW")
 _DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8",
+    torch.int64: "I64", torch.int32: "I32", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 # Pages that are copied at a time.
 _PAGES_AT_ONCE = 1024
@@ -166,7 +167,10 @@ def _fill(path: Path, header: StateHeader, tensors: Mapping[str, Tensor], engine
                     ):
                         pool[some.to(pool.device)] = new.to(pool.device)
         logits_V = tensors.get("logits")
-        return engine.adopt(ids, table, None if logits_V is None else logits_V.clone().to(engine.model.device))
+        sequence = engine.adopt(ids, table, None if logits_V is None else logits_V.clone().to(engine.model.device))
+        visited_H, dense_H = tensors["visited"].clone(), tensors["dense"].clone()
+        sequence.reads = Reads(visited_H, dense_H, float(tensors["omitted"][0]))
+        return sequence
     except (KeyError, ValueError, IndexError, RuntimeError) as error:  # whole, and made by another program
         raise _damaged(path, "its tensors do not fit together") from error
 
@@ -224,6 +228,9 @@ def _small(sequence: Sequence) -> dict[str, Tensor]:
         "is_live": (table.ids_LKP[..., :stop] >= 0).to(torch.uint8),
         "norms": table.norms_LKP[..., :stop],
         "scores": table.scores_LHP[..., :stop],
+        "visited": sequence.reads.visited_H,
+        "dense": sequence.reads.dense_H,
+        "omitted": torch.tensor([sequence.reads.omitted_mass], dtype=torch.float64),
     }
     is_known = sequence.logits_V is not None and sequence.num_pending == 0
     return tensors | ({"logits": sequence.logits_V} if is_known and sequence.logits_V is not None else {})

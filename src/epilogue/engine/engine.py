@@ -11,8 +11,9 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import fingerprint, load_checkpoint
+from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
+from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes, common_tokens
 from epilogue.engine.sampling import Sampler, SamplingParams
@@ -21,7 +22,7 @@ from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats, gather_stats
 from epilogue.engine.steps import Stepper
 from epilogue.kernels.paged_attention import Storage
-from epilogue.model import MPT, SPACINGS, PagePool, PageTable, Reads, check_spacings, eviction_bounds
+from epilogue.model import MPT, SPACINGS, EvictionBounds, PagePool, PageTable, Reads, check_spacings, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
@@ -42,6 +43,7 @@ class Engine:
             them changed, without being read anew.
         spacings: of bookmarks, for changes further back: the text is read anew from the bookmark before them
             (``model.bookmarks``); () for none.
+        bounds: of this very model and storage, if they are known; else computed, in some seconds for a large model.
         num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
@@ -59,6 +61,7 @@ class Engine:
         chunk_tokens: int = 1024,
         undo_tokens: int = 1024,
         spacings: Several[int] = SPACINGS,
+        bounds: EvictionBounds | None = None,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
@@ -73,7 +76,7 @@ class Engine:
         if num_pages is None:
             available = available_bytes(model.device)
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)
-        self.bounds = eviction_bounds(model, storage) if epsilon > 0 else None
+        self.bounds = (bounds or eviction_bounds(model, storage)) if epsilon > 0 else None
         self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
         self._stepper = Stepper(
             model,
@@ -93,7 +96,15 @@ class Engine:
         cls, source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, **options: Any
     ) -> "Engine":
         """An engine on a checkpoint's folder or hub id; ``options`` are the constructor's."""
-        return cls(load_checkpoint(source, device=device, dtype=dtype).model, **options)
+        return cls.on(load_checkpoint(source, device=device, dtype=dtype), **options)
+
+    @classmethod
+    def on(
+        cls, checkpoint: Checkpoint, *, storage: Storage = "float32", epsilon: float = 1e-6, **options: Any
+    ) -> "Engine":
+        """An engine on a loaded checkpoint; what eviction relies on is kept beside it (``known_bounds``)."""
+        bounds = known_bounds(checkpoint.model, storage, checkpoint.directory) if epsilon > 0 else None
+        return cls(checkpoint.model, storage=storage, epsilon=epsilon, bounds=bounds, **options)
 
     @cached_property
     def fingerprint(self) -> str:
