@@ -70,18 +70,22 @@ class Staging:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
     """One file to write, which appears under its name when the block is left without an error, and not before.
 
-    Its owner alone may read it. Any number of processes may write files of one name; the last one stays. What a
-    killed one has left is cleared away by ``clear_leftovers``.
+    Any number of processes may write files of one name; the last one stays. What a killed one has left is cleared
+    away by ``clear_leftovers``.
+
+    Args:
+        path: replaced if it is there.
+        mode: who may read it, within the process's umask; its owner alone if nothing else is said.
 
     Raises:
         OSError: the file system refuses; nothing has changed.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}{_SUFFIX}")
     try:
-        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -84,7 +84,7 @@ def _keep(bounds: EvictionBounds, name: str, places: list[Path]) -> None:
             elif not os.access(place, os.W_OK):
                 continue
             clear_leftovers(place)
-            with whole_file(place / name) as file:
+            with whole_file(place / name, mode=0o644) as file:
                 file.write(content)
             return
         except OSError as error:
