@@ -85,6 +85,24 @@ def test_a_later_form_replaces_the_earlier_one(library: Library, engine: Engine)
     assert sorted(kept.header.num_tokens for kept in library.all()) == [400, 450], "only its beginning was the same"
 
 
+def test_of_two_forms_the_one_with_more_to_go_on_from(library: Library, tiny_mpt) -> None:
+    """The longer has more in common, but its pages there are gone; it is not replaced by what was interrupted."""
+    engine = engine_on(tiny_mpt(n_heads=1, attn_config={"alibi_bias_max": 1}), undo_tokens=0, spacings=())
+    keep(library, engine, whole := book(0, 1500))
+    edited = [*whole[:900], *book(1, 600)]
+    found = library.open(engine, edited)
+    assert found is None, "nothing of it can be gone on from"
+    keep(library, engine, edited[:500])
+    found = library.open(engine, edited)
+    assert (found.common_tokens, found.sequence.num_tokens) == (500, 500)
+    assert len(library.all()) == 2
+    whole_again = library.open(engine, whole)
+    assert whole_again.sequence.num_tokens == 1500
+    engine.revise(whole_again.sequence, whole[:800])
+    library.keep(engine, whole_again.sequence, replaces=whole_again)
+    assert len(library.all()) == 3
+
+
 def test_the_least_lately_used_goes_first(library: Library, engine: Engine) -> None:
     kept = [keep(library, engine, book(seed)) for seed in range(3)]
     for days, state in enumerate(reversed(kept)):

@@ -23,7 +23,7 @@ from epilogue.engine.engine import Engine
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import StateError
 from epilogue.kernels.paged_attention import PageTensors
-from epilogue.model import Reads
+from epilogue.model import PageTable, Reads
 
 FORMAT = "epilogue book state"
 VERSION = "1"
@@ -121,16 +121,21 @@ def read_header(path: Path) -> StateHeader:
     return _header_of(path, said)
 
 
-def read_ids(path: Path) -> Tensor:
-    """ids_T, int32: the tokens of a state, not verified.
+def read_outline(path: Path) -> tuple[list[int], PageTable]:
+    """The tokens of a state, and a table that says which pages it has; none of it verified.
+
+    The table's live pages are all called 0.
 
     Raises:
         StateError: they cannot be read.
     """
     tensors = _mapped(path)
-    if "ids" not in tensors:
-        raise _damaged(path, "it has no tokens")
-    return tensors["ids"].clone()
+    try:
+        ids = tensors["ids"].tolist()
+        page_ids_LKP = tensors["is_live"].long() - 1
+        return ids, PageTable(page_ids_LKP, tensors["norms"].clone(), tensors["scores"].clone(), len(ids))
+    except (KeyError, RuntimeError) as error:
+        raise _damaged(path, "its tensors do not fit together") from error
 
 
 def open_state(path: Path, engine: Engine) -> Sequence:

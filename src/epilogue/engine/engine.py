@@ -261,6 +261,10 @@ class Engine:
         self._prefixes.add(sequence)
         return sequence
 
+    def latest_cut(self, table: PageTable, num_tokens: int) -> int:
+        """How much of a table's first tokens is left to go on from: all, up to a bookmark, or nothing."""
+        return self._stepper.latest_cut(table, num_tokens)
+
     def _cut(self, sequence: Sequence, position: int) -> None:
         """In an order in which the text is the old one or the new one, wherever an interruption falls."""
         # One token goes through the model again, to know what comes next.

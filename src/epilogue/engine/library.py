@@ -18,7 +18,7 @@ import platformdirs
 import xxhash
 
 from epilogue.checkpoint import clear_leftovers
-from epilogue.engine.book_state import StateHeader, open_state, read_header, read_ids, save_state, state_bytes
+from epilogue.engine.book_state import StateHeader, open_state, read_header, read_outline, save_state, state_bytes
 from epilogue.engine.engine import Engine
 from epilogue.engine.prefixes import common_tokens
 from epilogue.engine.sequence import Sequence
@@ -93,7 +93,7 @@ class Library:
             StateError: it is damaged; the file has been removed, and asking again finds the next best.
             CapacityError: there are not enough free pages.
         """
-        best, common = self._best(engine, ids)
+        best = self._best(engine, ids)
         if best is None:
             return None
         try:
@@ -103,7 +103,7 @@ class Library:
             raise
         with suppress(OSError):  # a folder that may only be read serves as well
             os.utime(best.path)
-        return Opened(sequence, best, common)
+        return Opened(sequence, best, common_tokens(ids, sequence.ids))
 
     def keep(
         self, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", replaces: Opened | None = None
@@ -115,14 +115,20 @@ class Library:
             sequence: what was read of it is kept.
             title: of the book.
             model: a name for people.
-            replaces: the state it was opened from. If most of that is in this one, it is removed.
+            replaces: the state it was opened from. If most of that, and all they have in common, is in this one, it is
+                removed.
 
         Raises:
             StateError: it is larger than the limit, or cannot be written.
         """
         size, name = state_bytes(engine, sequence), _name(engine, sequence)
         path = self.folder / name
-        old = replaces.kept.path if replaces is not None and replaces.is_mostly_common else path
+        is_later = (
+            replaces is not None
+            and replaces.is_mostly_common
+            and sequence.table.num_tokens >= replaces.common_tokens  # else it was interrupted
+        )
+        old = replaces.kept.path if replaces is not None and is_later else path
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -171,15 +177,16 @@ class Library:
             kept.path.unlink(missing_ok=True)
         return useless
 
-    def _best(self, engine: Engine, ids: Several[int]) -> tuple[Kept | None, int]:
-        best: tuple[Kept | None, int] = (None, 0)
+    def _best(self, engine: Engine, ids: Several[int]) -> Kept | None:
+        """Of which most is left to go on from; of equals the one used last."""
         ours = (engine.fingerprint, engine.pages.pool.storage, engine.epsilon)
-        for kept in self.all():
-            header = kept.header
-            if header and (header.fingerprint, header.storage, header.epsilon) == ours:
-                common = _common(kept.path, ids)
-                best = max(best, (kept, common), key=lambda found: found[1])
-        return best
+        fitting = [
+            (_usable_tokens(kept.path, engine, ids), kept)
+            for kept in self.all()
+            if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours
+        ]
+        usable, best = max(fitting, key=lambda found: found[0], default=(0, None))
+        return best if usable else None
 
     def _make_room(self, num_bytes: int, *, spare: set[Path]) -> None:
         """Remove what was not used for longest, until a new state keeps the limit."""
@@ -216,12 +223,14 @@ def _kept(path: Path) -> Kept | None:
     return Kept(path, stat.st_size, datetime.fromtimestamp(stat.st_mtime), header, problem)
 
 
-def _common(path: Path, ids: Several[int]) -> int:
-    """0 for a file that cannot be read: opening it will say why, if it comes to that."""
+def _usable_tokens(path: Path, engine: Engine, ids: Several[int]) -> int:
+    """More than there are for a file that cannot be read: opening it will say why."""
     try:
-        return common_tokens(ids, read_ids(path).tolist())
-    except StateError:
-        return 0
+        known, table = read_outline(path)
+        common = common_tokens(ids, known)
+        return engine.latest_cut(table, common) if common else 0
+    except (StateError, RuntimeError, IndexError):
+        return len(ids) + 1
 
 
 def _existing(folder: Path) -> Path:
