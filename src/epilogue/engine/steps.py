@@ -6,6 +6,7 @@ from collections.abc import Sequence as Several
 import torch
 from torch import Tensor
 
+from epilogue.engine.decoder import Decoder
 from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
@@ -40,6 +41,9 @@ class Stepper:
         self.model, self.pages, self.bounds = model, pages, bounds
         self.epsilon, self.chunk_tokens = epsilon, chunk_tokens
         self.undo_tokens, self.spacings = undo_tokens, tuple(spacings)
+        on_gpu = model.device.type == "cuda"
+        self.decoder = Decoder(model, pages.pool, bounds, epsilon=epsilon) if on_gpu else None
+        """Takes the steps of one token each, if there is one."""
 
     def step(self, first: Sequence, others: Iterable[Sequence]) -> Tensor:
         """Run up to ``chunk_tokens`` pending tokens of one text and a few of each other through the model.
@@ -61,6 +65,8 @@ class Stepper:
         texts = [first, *(text for text in dict.fromkeys(others) if text is not first and self._can_come(text))]
         segments = [Segment(text.table, self._share(text, first), text.reads) for text in texts]
         ids = [i for text, s in zip(texts, segments, strict=True) for i in text.ids[s.table.num_tokens : s.stop]]
+        if self.decoder is not None and len(ids) == len(texts) and self.decoder.can_take(segments):
+            return self._decode(self.decoder, texts, segments, ids)
         cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
         # Tables change outside: what inference_mode makes cannot be changed later.
         with torch.inference_mode():
@@ -69,6 +75,16 @@ class Stepper:
             self._expect(texts, segments, parts)
         self._advance(texts, segments)
         return parts[0]
+
+    def _decode(self, decoder: Decoder, texts: list[Sequence], segments: list[Segment], ids: list[int]) -> Tensor:
+        """A step of one token each."""
+        with torch.inference_mode():
+            x_BC, logits_BV = decoder.step(segments, ids)
+        for text, segment, logits_V in zip(texts, segments, logits_BV, strict=True):
+            if segment.stop == text.num_tokens:
+                text.logits_V = logits_V
+        self._advance(texts, segments)
+        return x_BC[:1]
 
     def _share(self, text: Sequence, first: Sequence) -> int:
         return min(text.num_pending, self.chunk_tokens if text is first else MOST_QUERIES)
