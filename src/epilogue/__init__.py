@@ -33,6 +33,7 @@ from epilogue.errors import (
     RecipeError,
     RequestError,
     ShardError,
+    StateError,
     TrainingError,
 )
 
@@ -57,6 +58,7 @@ __all__ = [
     "RequestError",
     "SamplingParams",
     "ShardError",
+    "StateError",
     "Tokenizer",
     "TrainingError",
     "load_checkpoint",

@@ -5,6 +5,7 @@
     hub           a source (directory or owner/name) to a directory
     dtypes        the number formats of weights, and going from one to another
     inventory     which tensors a config asks for, and how a checkpoint departs from that
+    fingerprint   what a loaded model is, in one short name
     metadata      what lies beside the weights: config and tokenizer
     load, save    the two directions
     staging       files that appear all at once or not at all
@@ -13,17 +14,23 @@ Nothing here runs code that comes with a checkpoint.
 """
 
 from epilogue.checkpoint.files import read_tensors
+from epilogue.checkpoint.fingerprint import fingerprint, tensor_bytes
 from epilogue.checkpoint.hub import resolve
 from epilogue.checkpoint.load import Checkpoint, load_checkpoint
 from epilogue.checkpoint.metadata import load_config, load_tokenizer
 from epilogue.checkpoint.save import save_checkpoint
+from epilogue.checkpoint.staging import clear_leftovers, whole_file
 
 __all__ = [
     "Checkpoint",
+    "clear_leftovers",
+    "fingerprint",
     "load_checkpoint",
     "load_config",
     "load_tokenizer",
     "read_tensors",
     "resolve",
     "save_checkpoint",
+    "tensor_bytes",
+    "whole_file",
 ]

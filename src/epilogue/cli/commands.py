@@ -59,11 +59,15 @@ def write(
     max_seq_len: options.MaxSeqLen = None,
     kv_storage: options.KvStorage = "auto",
     epsilon: options.Epsilon = 1e-6,
+    no_keep: options.NoKeep = False,
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
     json: options.Json = False,
 ) -> None:
     """Read a book and write what comes next.
 
-    Only the story goes to stdout. Ctrl-C stops and keeps what was written.
+    Only the story goes to stdout. Ctrl-C stops and keeps what was written. A book that was read is kept, and what has
+    not changed since is not read again.
 
     Examples:
 
@@ -75,12 +79,14 @@ def write(
 
       epilogue write gutenberg:64317 --model ./mpt-7b-storywriter
     """
+    from epilogue.cli.shelf import library_at
     from epilogue.cli.write import WriteOptions, run_write
 
     run_write(
         WriteOptions(
             book=book, model=model, prompt=prompt, stop=tuple(stop or ()), device=device, dtype=dtype,
             max_seq_len=max_seq_len, kv_storage=kv_storage, epsilon=epsilon, as_json=json,
+            library=library_at(states, states_gib), keeps=not no_keep,
             sampling={
                 "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
                 "min_p": min_p, "repetition_penalty": repetition_penalty,
@@ -88,6 +94,73 @@ def write(
             },
         )
     )  # fmt: skip
+
+
+@app.command()
+def read(
+    book: options.Book = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
+    json: options.Json = False,
+) -> None:
+    """Read a book and keep what was read.
+
+    `epilogue write` with the same book and options then begins at once. Of a book that was edited only what is behind
+    the first change is read. Ctrl-C keeps what was read so far; the same command goes on from there.
+
+    Example:
+
+      epilogue read novel.txt
+    """
+    from epilogue.cli.read import ReadOptions, run_read
+    from epilogue.cli.shelf import library_at
+
+    run_read(
+        ReadOptions(
+            book=book, model=model, device=device, dtype=dtype, kv_storage=kv_storage, epsilon=epsilon,
+            library=library_at(states, states_gib), as_json=json,
+        )
+    )  # fmt: skip
+
+
+states_app = typer.Typer(help="List and remove what is kept of books that were read.", no_args_is_help=True)
+app.add_typer(states_app, name="states", rich_help_panel=None)
+
+
+@states_app.command("list")
+def list_states(
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
+    json: options.Json = False,
+) -> None:
+    """Show what is kept, the book used last first."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_list
+
+    run_list(library_at(states, states_gib), as_json=json)
+
+
+@states_app.command("remove")
+def remove_states(ids: options.Ids, states: options.States = None) -> None:
+    """Remove some of what is kept."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_remove
+
+    run_remove(library_at(states, None), ids)
+
+
+@states_app.command("clear")
+def clear_states(states: options.States = None) -> None:
+    """Remove all that is kept."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_clear
+
+    run_clear(library_at(states, None))
 
 
 @app.command()

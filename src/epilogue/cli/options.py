@@ -27,6 +27,27 @@ Dtype = Annotated[
     ),
 ]
 
+States = Annotated[
+    Path | None,
+    typer.Option(
+        "--states",
+        metavar="DIR",
+        envvar="EPILOGUE_STATES",
+        help="Where books that were read are kept; the user's cache folder if left out.",
+    ),
+]
+StatesGib = Annotated[
+    float | None,
+    typer.Option(
+        "--states-gib",
+        metavar="X",
+        min=0,
+        envvar="EPILOGUE_STATES_GIB",
+        help="How much they may take together, in GiB, before the least lately used go; a tenth of the disk's free room"
+        " if left out.",
+    ),
+]
+
 # Of `write`.
 Book = Annotated[
     str | None,
@@ -112,6 +133,11 @@ MaxSeqLen = Annotated[
         help="In place of the checkpoint's own; a model with ALiBi reads past it anyway.",
     ),
 ]
+
+NoKeep = Annotated[bool, typer.Option("--no-keep", help="Do not keep the book for the next time.")]
+
+# Of `states remove`.
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="As `epilogue states list` shows it, or its beginning.")]
 
 # Of `info`.
 ModelOrSize = Annotated[

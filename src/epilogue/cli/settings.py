@@ -7,7 +7,7 @@ from typing import cast, get_args
 import torch
 
 from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
-from epilogue.engine import Storage, available_bytes
+from epilogue.engine import Engine, Storage, available_bytes
 from epilogue.errors import CapacityError, RequestError
 from epilogue.model import MPT, NAMED_SIZES, MPTConfig, num_parameters
 
@@ -87,6 +87,15 @@ def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int 
         )
     _check_memory(load_config(place), str(place), chosen, weights_dtype)
     return load_checkpoint(place, device=chosen, dtype=weights_dtype, max_seq_len=max_seq_len)
+
+
+def open_engine(checkpoint: Checkpoint, *, storage: str, epsilon: float) -> Engine:
+    """An engine on a loaded model.
+
+    Raises:
+        RequestError: an unknown storage, or an epsilon that is no share.
+    """
+    return Engine.on(checkpoint, storage=choose_storage(storage, checkpoint.dtype), epsilon=check_epsilon(epsilon))
 
 
 def random_model(name: str, config: MPTConfig, *, device: str, dtype: str) -> MPT:

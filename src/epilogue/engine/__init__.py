@@ -2,6 +2,7 @@
 
 from epilogue.engine.capacity import available_bytes
 from epilogue.engine.engine import Engine, OnProgress
+from epilogue.engine.library import Kept, Library, Opened
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler, SamplingParams
 from epilogue.engine.sequence import Sequence
@@ -10,7 +11,10 @@ from epilogue.kernels.paged_attention import Storage
 
 __all__ = [
     "Engine",
+    "Kept",
+    "Library",
     "OnProgress",
+    "Opened",
     "Sampler",
     "SamplingParams",
     "Sequence",

@@ -1,6 +1,8 @@
 """Engine: reads texts in chunks and writes on, token by token, any number of them at once."""
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Several
+from functools import cached_property
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,18 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import load_checkpoint
+from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
 from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
+from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
-from epilogue.engine.prefixes import Prefixes
+from epilogue.engine.prefixes import Prefixes, common_tokens
 from epilogue.engine.sampling import Sampler, SamplingParams
 from epilogue.engine.scoring import logprobs
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats, gather_stats
 from epilogue.engine.steps import Stepper
 from epilogue.kernels.paged_attention import Storage
-from epilogue.model import MPT, PagePool, PageTable, Reads, eviction_bounds
+from epilogue.model import MPT, SPACINGS, EvictionBounds, PagePool, PageTable, Reads, check_spacings, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
@@ -42,11 +45,15 @@ class Engine:
         lookup: try ahead what followed when a text said the same before, where that has been right of late: passes are
             fewer, and tokens are drawn from the same distributions. None: on a CPU in float32 or wider. In narrower
             weights the rounding of a wider pass changes tokens; on a GPU steps of one token are graphs, and cheaper.
+        spacings: of bookmarks, for changes further back: the text is read anew from the bookmark before them
+            (``model.bookmarks``); () for none.
+        bounds: of this very model and storage, if they are known; else computed, in some seconds for a large model.
         num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
     Raises:
-        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1).
+        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1), or
+            spacings are no multiples of pages and of each other.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class Engine:
         chunk_tokens: int | None = None,
         undo_tokens: int = 1024,
         lookup: bool | None = None,
+        spacings: Several[int] = SPACINGS,
+        bounds: EvictionBounds | None = None,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
@@ -69,14 +78,21 @@ class Engine:
             raise ValueError(f"undo_tokens must be at least 0, got {undo_tokens}")
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+        check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
         if num_pages is None:
             available = available_bytes(model.device)
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)
-        self.bounds = eviction_bounds(model, storage) if epsilon > 0 else None
+        self.bounds = (bounds or eviction_bounds(model, storage)) if epsilon > 0 else None
         self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
         self._stepper = Stepper(
-            model, self.pages, self.bounds, epsilon=epsilon, chunk_tokens=chunk_tokens, undo_tokens=undo_tokens
+            model,
+            self.pages,
+            self.bounds,
+            epsilon=epsilon,
+            chunk_tokens=chunk_tokens,
+            undo_tokens=undo_tokens,
+            spacings=spacings,
         )
         is_exact_enough = model.device.type == "cpu" and model.dtype.itemsize >= 4
         self.lookup = is_exact_enough if lookup is None else lookup
@@ -89,7 +105,20 @@ class Engine:
         cls, source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, **options: Any
     ) -> "Engine":
         """An engine on a checkpoint's folder or hub id; ``options`` are the constructor's."""
-        return cls(load_checkpoint(source, device=device, dtype=dtype).model, **options)
+        return cls.on(load_checkpoint(source, device=device, dtype=dtype), **options)
+
+    @classmethod
+    def on(
+        cls, checkpoint: Checkpoint, *, storage: Storage = "float32", epsilon: float = 1e-6, **options: Any
+    ) -> "Engine":
+        """An engine on a loaded checkpoint; what eviction relies on is kept beside it (``known_bounds``)."""
+        bounds = known_bounds(checkpoint.model, storage, checkpoint.directory) if epsilon > 0 else None
+        return cls(checkpoint.model, storage=storage, epsilon=epsilon, bounds=bounds, **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What model this is (``checkpoint.fingerprint``); found out when first asked for."""
+        return fingerprint(self.model)
 
     def exceeds_trained_length(self, num_tokens: int) -> bool:
         """Whether a text of so many tokens is longer than any the model was trained on (ALiBi reads it even so)."""
@@ -194,7 +223,7 @@ class Engine:
     def truncate(self, sequence: Sequence, position: int, *, on_progress: OnProgress | None = None) -> None:
         """Go back to the first ``position`` tokens.
 
-        Where pages that matter there were evicted since, the text is read again.
+        Where pages that matter there were evicted since, it is read again from the bookmark before, or from the start.
 
         Raises:
             ValueError: the sequence is shorter, or ``position`` is less than 1.
@@ -207,11 +236,52 @@ class Engine:
             self._cut(sequence, position)
         self._read(sequence, on_progress)
 
+    def revise(
+        self, sequence: Sequence, ids: Iterable[int], *, room_tokens: int = 0, on_progress: OnProgress | None = None
+    ) -> None:
+        """Make a text another one. What both begin with is kept, back to a bookmark at worst; the rest is read.
+
+        Interrupted, the sequence has all of the new text, and what is unread of it is read when it is next used.
+
+        Raises:
+            ValueError: no ids, ids outside the vocabulary, or a negative room; the sequence is as it was.
+            CapacityError: text and room do not fit; the sequence has what is common to both.
+        """
+        sequence.check_open()
+        text = self._checked(ids)
+        if not text or room_tokens < 0:
+            raise ValueError(f"there must be tokens to read and room for at least 0, got {len(text)} and {room_tokens}")
+        common = common_tokens(text, sequence.ids)
+        if common < sequence.num_tokens:
+            self._cut(sequence, common)
+        self._check_capacity(sequence, len(text) + room_tokens)
+        if common < len(text):
+            sequence.extend(text[common:])
+        self._read(sequence, on_progress)
+
+    def adopt(self, ids: Iterable[int], table: PageTable, logits_V: Tensor | None) -> Sequence:
+        """A text whose pages are filled already (``pages.adopt``), with what comes next if that is known.
+
+        Raises:
+            ValueError: ids outside the vocabulary or fewer than the table's, or a page is missing that matters.
+        """
+        text = self._checked(ids)
+        if len(text) < table.num_tokens or not self._stepper.can_cut(table, table.num_tokens):
+            raise ValueError("the table is not that of these tokens")
+        sequence = self._add(text, table)
+        sequence.logits_V = logits_V
+        self._prefixes.add(sequence)
+        return sequence
+
+    def latest_cut(self, table: PageTable, num_tokens: int) -> int:
+        """How much of a table's first tokens is left to go on from: all, up to a bookmark, or nothing."""
+        return self._stepper.latest_cut(table, num_tokens)
+
     def _cut(self, sequence: Sequence, position: int) -> None:
         """In an order in which the text is the old one or the new one, wherever an interruption falls."""
         # One token goes through the model again, to know what comes next.
-        kept, table = min(sequence.table.num_tokens, position - 1), sequence.table
-        kept = kept if self._stepper.can_cut(table, kept) else 0
+        kept, table = max(0, min(sequence.table.num_tokens, position - 1)), sequence.table
+        kept = self._stepper.latest_cut(table, kept)
         self._prefixes.remove(sequence, but_tokens=kept)
         sequence.forget_next()
         sequence.drafts = sequence.drafts.fork()
@@ -260,10 +330,13 @@ class Engine:
 
     def _shared_prefix(self, text: list[int]) -> PageTable | None:
         """The longest run of full pages that an open text has, whole enough to go on from."""
+        best, found = 0, None
         for num_tokens, other in self._prefixes.longest(text):
-            if self._stepper.can_cut(other.table, num_tokens):
-                return self.pages.fork(other.table, num_tokens)
-        return None
+            if num_tokens <= best:
+                break
+            if (cut := self._stepper.latest_cut(other.table, num_tokens)) > best:
+                best, found = cut, other
+        return self.pages.fork(found.table, best) if found else None
 
     def _read(self, sequence: Sequence, on_progress: OnProgress | None) -> None:
         """Run the model over what it has not seen of a text, so that it is known what comes next."""

@@ -1,6 +1,7 @@
 """The MPT architecture: configuration, slopes, cache and the model itself."""
 
 from epilogue.model.alibi import alibi_slopes
+from epilogue.model.bookmarks import SPACINGS, bookmarks, check_spacings
 from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
 from epilogue.model.config_reading import config_from_dict, config_to_dict
 from epilogue.model.costs import flops_per_token, kv_bytes_per_token, num_parameters, read_flops
@@ -15,6 +16,7 @@ from epilogue.model.weight_bounds import eviction_bounds
 __all__ = [
     "MPT",
     "NAMED_SIZES",
+    "SPACINGS",
     "AttentionConfig",
     "EvictionBounds",
     "KVCache",
@@ -27,7 +29,9 @@ __all__ = [
     "TokenStep",
     "TokenTables",
     "alibi_slopes",
+    "bookmarks",
     "bytes_per_key",
+    "check_spacings",
     "config_from_dict",
     "config_to_dict",
     "evictable_pages",
