@@ -24,6 +24,13 @@ MORE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tape writes down PyTorch's operators only, as a graph does, and on a GPU the C++ extension never runs."""
+    for op in ("few_row_linear", "reach_decode"):
+        monkeypatch.setattr(f"epilogue.kernels.{op}.op.native_is_available", lambda: False)
+
+
 def engines(model: MPT, **options: Any) -> tuple[Engine, Engine, Captures]:
     """One that runs every step as it is, and one that replays steps of one token each."""
     plain, replaying = (

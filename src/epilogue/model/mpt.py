@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epilogue.kernels.attention import Backend, attention
+from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
+from epilogue.model.linear import Linear
 from epilogue.model.past import Past
 from epilogue.model.reach import page_norms, plan_reach
 
@@ -57,8 +59,8 @@ class Attention(nn.Module):
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
         self.epsilon = 0.0
-        self.Wqkv = nn.Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=not config.no_bias)
+        self.Wqkv = Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
+        self.out_proj = Linear(config.d_model, config.d_model, bias=not config.no_bias)
         self.norms_over_heads = config.attn_config.qk_ln
         if config.attn_config.qk_ln or config.attn_config.qk_gn:
             per_head = config.attn_config.qk_gn
@@ -124,8 +126,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: MPTConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.d_model, config.ffn_width, bias=not config.no_bias)
-        self.down_proj = nn.Linear(config.ffn_width, config.d_model, bias=not config.no_bias)
+        self.up_proj = Linear(config.d_model, config.ffn_width, bias=not config.no_bias)
+        self.down_proj = Linear(config.ffn_width, config.d_model, bias=not config.no_bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Transform every token by itself."""
@@ -201,7 +203,7 @@ class MPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -235,7 +237,7 @@ class MPT(nn.Module):
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
         weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        logits_BTV = F.linear(x_BTC, weight)
+        logits_BTV = few_row_linear(x_BTC, weight)
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
 
