@@ -34,7 +34,10 @@ def pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def engines(model: MPT, **options: Any) -> tuple[Engine, Engine, Captures]:
     """One that runs every step as it is, and one that replays steps of one token each."""
     plain, replaying = (
-        Engine(model, **{"num_pages": 600, "epsilon": 1e-3, "chunk_tokens": 100, "undo_tokens": 0, "lookup": False} | options)
+        Engine(
+            model,
+            **{"num_pages": 600, "epsilon": 1e-3, "chunk_tokens": 100, "undo_tokens": 0, "lookup": False} | options,
+        )
         for _ in range(2)
     )
     captures = Captures()
