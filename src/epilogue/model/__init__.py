@@ -5,22 +5,26 @@ from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
 from epilogue.model.config_reading import config_from_dict, config_to_dict
 from epilogue.model.costs import flops_per_token, kv_bytes_per_token, num_parameters
 from epilogue.model.eviction import EvictionBounds, evictable_pages
+from epilogue.model.joined_keys import JoinedKeys
 from epilogue.model.kv_cache import KVCache, Reads, Segment
-from epilogue.model.mpt import MPT
+from epilogue.model.mpt import MPT, Attention, Transformer
 from epilogue.model.page_pool import PagePool, PageTable, page_bytes
 from epilogue.model.weight_bounds import eviction_bounds
 
 __all__ = [
     "MPT",
     "NAMED_SIZES",
+    "Attention",
     "AttentionConfig",
     "EvictionBounds",
+    "JoinedKeys",
     "KVCache",
     "MPTConfig",
     "PagePool",
     "PageTable",
     "Reads",
     "Segment",
+    "Transformer",
     "alibi_slopes",
     "config_from_dict",
     "config_to_dict",
