@@ -201,6 +201,8 @@ def test_wrong_calls(storywriter: Path) -> None:
     static = transformers.StaticCache(config=model.config, max_cache_len=16)
     with pytest.raises(ValueError, match="StaticCache does not grow with the text; use DynamicCache"):
         model(ids, past_key_values=static)
+    with pytest.raises(ValueError, match="static caches come with, is not run here; use DynamicCache"):
+        model.generate(ids, cache_implementation="static", max_new_tokens=2)
 
 
 def test_right_padding_is_refused_where_text_is_generated(storywriter: Path) -> None:
@@ -212,6 +214,20 @@ def test_learned_positions_end(publish) -> None:
     model = opened(publish(attention={"alibi": False}, max_seq_len=8))
     with pytest.raises(ValueError, match="9 tokens, but this model has learned positions for 8 only"):
         model(torch.tensor([list(range(9))]))
+
+
+@pytest.mark.gpu
+def test_on_an_accelerator(storywriter: Path) -> None:
+    """Loaded straight to the GPU, padded, with prompts long enough for the tile kernel."""
+    config = transformers.AutoConfig.from_pretrained(storywriter)
+    config.attn_config["attn_impl"] = "triton"
+    config.init_device = "cuda:0"
+    model = opened(storywriter, config=config)
+    assert model.device == torch.device("cuda:0")
+    batch = {name: tensor.cuda() for name, tensor in padded(TEXTS).items()}
+    together = model.generate(**batch, max_new_tokens=12, **GREEDY, eos_token_id=None)[:, -12:].tolist()
+    on_cpu = opened(storywriter)
+    assert together == [greedy(on_cpu, text, max_new_tokens=12, eos_token_id=None) for text in TEXTS]
 
 
 def test_a_model_split_over_devices(storywriter: Path, tmp_path: Path) -> None:

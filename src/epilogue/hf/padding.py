@@ -18,10 +18,14 @@ def document_starts(mask_BS: Tensor | None, *, num_new: int, num_before: int) ->
         document_start_BT, int64, on the mask's device; None if all sequences begin at 0. Padding sees itself alone.
 
     Raises:
-        ValueError: another shape, or padding between tokens.
+        ValueError: another shape (static caches make masks of four dimensions), or padding between tokens.
     """
     if mask_BS is None:
         return None
+    if mask_BS.ndim == 4:
+        raise ValueError(
+            "an attention_mask of four dimensions, as static caches come with, is not run here; use DynamicCache"
+        )
     if mask_BS.ndim != 2 or mask_BS.shape[1] != num_before + num_new:
         raise ValueError(
             f"attention_mask must be [batch, {num_before + num_new}], a number for every token in the cache and every "
