@@ -115,4 +115,19 @@ def test_what_is_not_run_is_refused_and_not_ignored(changes: dict[str, object], 
 def test_registering_twice_changes_nothing(storywriter: Path) -> None:
     epilogue.hf.register()
     assert type(transformers.AutoConfig.from_pretrained(storywriter)) is epilogue.hf.MPTConfig
-    assert type(transformers.AutoModel.from_pretrained(storywriter)) is epilogue.hf.MPTModel
+
+
+@torch.no_grad()
+def test_the_model_without_its_head(storywriter: Path) -> None:
+    body = transformers.AutoModel.from_pretrained(storywriter, dtype=torch.float32)
+    assert type(body) is epilogue.hf.MPTModel
+    whole = transformers.AutoModelForCausalLM.from_pretrained(storywriter, dtype=torch.float32)
+    torch.testing.assert_close(whole.lm_head(body(IDS).last_hidden_state), whole(IDS).logits)
+
+
+def test_other_values_of_the_config(storywriter: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(storywriter, init_device="mixed", verbose=1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(storywriter, config=config)
+    assert model.device == torch.device("cpu")
+    assert epilogue.hf.MPTConfig(attn_config=None).attn_config == {}
+    assert (config.hidden_size, config.num_hidden_layers, config.layer_norm_epsilon) == (32, 2, 1e-5)

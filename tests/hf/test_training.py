@@ -71,6 +71,14 @@ def test_checkpointing_changes_no_gradient(storywriter: Path, use_reentrant: boo
         torch.testing.assert_close(gradient, expected[name])
 
 
+def test_a_cache_under_checkpointing_is_refused(storywriter: Path) -> None:
+    model = opened(storywriter).train()
+    cache = model(LINES, use_cache=True).past_key_values
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="runs every block twice"):
+        model(LINES, past_key_values=cache)
+
+
 @pytest.mark.parametrize("attention", [{}, {"qk_ln": True}])
 def test_under_autocast(publish, attention: dict[str, Any]) -> None:
     model = opened(publish(attention=attention)).train()

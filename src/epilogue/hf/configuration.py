@@ -36,12 +36,13 @@ class MPTConfig(PreTrainedConfig):
 
     def __init__(self, **settings: Any) -> None:
         settings.pop("auto_map", None)  # points at code, which is not run and would not be saved
+        attention: dict[str, Any] = dict(settings.pop("attn_config", _OWN["attn_config"]) or {})
+        if type(clip := attention.get("clip_qkv")) is int:  # as released; plain transformers wants a float
+            attention["clip_qkv"] = float(clip)
+        self.attn_config = attention
         for name, default in (_OWN | _OF_GENERATION).items():
-            setattr(self, name, copy.deepcopy(settings.pop(name, default)))
-        if (
-            self.attn_config.get("clip_qkv") is not None
-        ):  # an int in the released file, which plain transformers refuses
-            self.attn_config["clip_qkv"] = float(self.attn_config["clip_qkv"])
+            if name != "attn_config":
+                setattr(self, name, copy.deepcopy(settings.pop(name, default)))
         super().__init__(**settings)
 
     def architecture(self) -> Architecture:

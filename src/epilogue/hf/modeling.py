@@ -32,13 +32,13 @@ class MPTPreTrainedModel(PreTrainedModel):
         ``config.init_device = 'cuda:0'`` loads straight there; without CUDA the weights stay on the CPU, with a
         warning. And ``generate`` keeps a cache although the released files say use_cache = false.
         """
-        wanted = torch.device(getattr(settings.get("config"), "init_device", "cpu"))
-        if wanted.type == "cuda" and settings.get("device_map") is None:
+        wanted = str(getattr(settings.get("config"), "init_device", "cpu"))
+        if wanted.startswith("cuda") and settings.get("device_map") is None:
             if torch.cuda.is_available():
-                settings["device_map"] = {"": wanted}
+                settings["device_map"] = {"": torch.device(wanted)}
             else:
                 warnings.warn(
-                    f"the config says init_device = {str(wanted)!r} and this machine has no CUDA; the weights stay "
+                    f"the config says init_device = {wanted!r} and this machine has no CUDA; the weights stay "
                     f"on the CPU",
                     stacklevel=2,
                 )
@@ -53,7 +53,8 @@ class MPTPreTrainedModel(PreTrainedModel):
         if isinstance(module, Attention):
             initialization.copy_(module.slopes_H, module.make_slopes(module.slopes_H.device))
         elif getattr(module, "writes_to_stream", False):
-            initialization.normal_(module.weight, std=0.02 / (2 * self.config.n_layers) ** 0.5)
+            std = getattr(self.config, "initializer_range", None) or 0.02
+            initialization.normal_(module.weight, std=std / (2 * self.config.n_layers) ** 0.5)
 
 
 class MPTModel(MPTPreTrainedModel):
@@ -101,8 +102,8 @@ class MPTModel(MPTPreTrainedModel):
             output_hidden_states: also the stream before every block and after the last norm.
 
         Raises:
-            ValueError: both or neither of ids and embeddings, output_attentions, a mask with holes, or more tokens
-                than learned positions.
+            ValueError: both or neither of ids and embeddings, output_attentions, a mask with holes, more tokens than
+                learned positions, or a cache under gradient checkpointing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -110,6 +111,8 @@ class MPTModel(MPTPreTrainedModel):
             raise ValueError("output_attentions is not run here: attention never has its probabilities in memory")
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training:
+            if past_key_values is not None:
+                raise ValueError("checkpointing runs every block twice, which a cache does not bear; pass none")
             use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
