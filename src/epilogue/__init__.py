@@ -16,6 +16,7 @@ Read it in this order:
     train        shards -> checkpoint
     engine       tokens -> tokens: sampling and the loop that writes
     evals        how good the writing is
+    hf           the model behind transformers' Auto classes; an extra
     cli          one file a verb
 
 A part imports only from parts above it; ``pyproject.toml`` holds that rule. The names below load on first

@@ -8,22 +8,28 @@
     fingerprint   what a loaded model is, in one short name
     metadata      what lies beside the weights: config and tokenizer
     load, save    the two directions
+    export_huggingface   a directory for transformers, with model_card and what plain_transformers would get wrong
     staging       files that appear all at once or not at all
 
 Nothing here runs code that comes with a checkpoint.
 """
 
+from epilogue.checkpoint.export_huggingface import ExportedHF, export_hf
 from epilogue.checkpoint.files import read_tensors
 from epilogue.checkpoint.fingerprint import fingerprint, tensor_bytes
 from epilogue.checkpoint.hub import resolve
 from epilogue.checkpoint.load import Checkpoint, load_checkpoint
 from epilogue.checkpoint.metadata import load_config, load_tokenizer
+from epilogue.checkpoint.model_card import CardFacts
 from epilogue.checkpoint.save import save_checkpoint
 from epilogue.checkpoint.staging import clear_leftovers, whole_file
 
 __all__ = [
+    "CardFacts",
     "Checkpoint",
+    "ExportedHF",
     "clear_leftovers",
+    "export_hf",
     "fingerprint",
     "load_checkpoint",
     "load_config",

@@ -131,7 +131,8 @@ def _config_json(config: MPTConfig, dtype: torch.dtype) -> dict[str, Any]:
     for key in ("attn_pdrop", "alibi_bias_max"):
         content["attn_config"][key] = _whole(content["attn_config"][key])
     content["expansion_ratio"] = _whole(content["expansion_ratio"])
-    return content | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    # transformers' own MPT knows the norms' epsilon by another name.
+    return content | {"torch_dtype": str(dtype).removeprefix("torch."), "layer_norm_epsilon": config.norm_eps}
 
 
 def _whole(number: float) -> float:
@@ -139,8 +140,8 @@ def _whole(number: float) -> float:
 
 
 def _generation_config(config: MPTConfig) -> dict[str, Any]:
-    eos = config.extra.get("eos_token_id")
-    return {"use_cache": True} | ({} if eos is None else {"eos_token_id": eos})
+    ids = {key: config.extra.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"use_cache": True} | {key: value for key, value in ids.items() if value is not None}
 
 
 def _stale(directory: Path, shards: dict[str, list[str]]) -> list[str]:

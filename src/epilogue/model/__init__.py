@@ -6,8 +6,9 @@ from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
 from epilogue.model.config_reading import config_from_dict, config_to_dict
 from epilogue.model.costs import flops_per_token, kv_bytes_per_token, num_parameters, read_flops
 from epilogue.model.eviction import EvictionBounds, evictable_pages
+from epilogue.model.joined_keys import JoinedKeys
 from epilogue.model.kv_cache import KVCache, Segment
-from epilogue.model.mpt import MPT
+from epilogue.model.mpt import MPT, Attention, Transformer
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
 from epilogue.model.reads import Reads
 from epilogue.model.token_step import TokenResults, TokenStep, TokenTables, run_tokens
@@ -17,8 +18,10 @@ __all__ = [
     "MPT",
     "NAMED_SIZES",
     "SPACINGS",
+    "Attention",
     "AttentionConfig",
     "EvictionBounds",
+    "JoinedKeys",
     "KVCache",
     "MPTConfig",
     "PagePool",
@@ -28,6 +31,7 @@ __all__ = [
     "TokenResults",
     "TokenStep",
     "TokenTables",
+    "Transformer",
     "alibi_slopes",
     "bookmarks",
     "bytes_per_key",

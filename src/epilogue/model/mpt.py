@@ -17,7 +17,7 @@ from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
 from epilogue.model.linear import Linear
-from epilogue.model.past import Past
+from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 
 
@@ -69,21 +69,22 @@ class Attention(nn.Module):
         else:
             self.q_ln, self.k_ln = nn.Identity(), nn.Identity()
         self._alibi_bias_max = config.attn_config.alibi_bias_max if config.attn_config.alibi else None
-        self.register_buffer("slopes_H", self._make_slopes(torch.device("cpu")), persistent=False)
+        self.register_buffer("slopes_H", self.make_slopes(torch.device("cpu")), persistent=False)
 
-    def _make_slopes(self, device: torch.device) -> Tensor:
+    def make_slopes(self, device: torch.device) -> Tensor:
+        """slopes_H anew; they are no part of a checkpoint."""
         with torch.device("cpu"):
             if self._alibi_bias_max is None:
-                return torch.zeros(self.n_heads).to(device)
+                return torch.zeros(self.n_heads, dtype=torch.float32).to(device)
             return alibi_slopes(self.n_heads, self._alibi_bias_max).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         """Follow the weights to their device but never to their dtype: a bias in bf16 is not ALiBi."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.slopes_H = self._make_slopes(self.out_proj.weight.device)
+        self.slopes_H = self.make_slopes(self.out_proj.weight.device)
         return self
 
-    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """Attend from every token to itself and all before it, or all of its document."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
         if cache is not None:
@@ -118,7 +119,8 @@ class Attention(nn.Module):
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         if not self.norms_over_heads:
             q, k = self.q_ln(q), self.k_ln(k)
-        return q, k, v
+        # Under autocast the norms answer in fp32 and the projection does not.
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class FeedForward(nn.Module):
@@ -145,7 +147,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
         x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]

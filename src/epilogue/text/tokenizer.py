@@ -135,6 +135,15 @@ class Tokenizer:
         return self._eos_id
 
     @property
+    def padding_id(self) -> int | None:
+        """The id of ``<|padding|>``, if there is one."""
+        return self._library.token_to_id(PADDING)
+
+    def name_of(self, token_id: int) -> str | None:
+        """How tokenizer.json writes an id; None past the vocabulary."""
+        return self._library.id_to_token(token_id)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the definition, in hex; white space and key order of the file do not matter."""
         return self._fingerprint
