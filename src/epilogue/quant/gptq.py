@@ -15,6 +15,7 @@ from epilogue.errors import CheckpointError
 from epilogue.model import QuantWeight, pack_codes
 
 _BLOCK = 128
+_MEASURED_OUTPUTS = 512
 # The share of the mean diagonal that is added to H's, tenfold at each new try.
 _TRIES = 4
 
@@ -129,8 +130,13 @@ def rounded(weight: Tensor, scale_O: Tensor, zero_O: Tensor, bits: int) -> tuple
 
 
 def output_error(weight_OI: Tensor, other_OI: Tensor, moments_II: Tensor | None) -> float:
-    """How far the outputs move, squared, as a share of the outputs; without moments, the weights themselves."""
-    change_OI = other_OI.to(weight_OI.dtype) - weight_OI
+    """How far the outputs move, squared, as a share of the outputs; without moments, the weights themselves.
+
+    Taken of so many outputs at most, evenly spaced: of all, a wide layer's would cost as much as to quantise it.
+    """
+    step = -(-len(weight_OI) // _MEASURED_OUTPUTS)
+    weight_OI = weight_OI[::step]
+    change_OI = other_OI[::step].to(weight_OI.dtype) - weight_OI
 
     def size(x_OI: Tensor) -> float:
         seen_OI = x_OI if moments_II is None else x_OI @ moments_II
