@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from epilogue.kernels.quant_linear import QuantWeight, dense, quant_linear, tiled
+from epilogue.kernels.quant_linear import quant_linear, tiled
+from kernels.quant_linear.exactness import assert_as_exact_as_pytorch
 from kernels.quant_linear.weights import random_weight
 
 CASES: list[tuple[int, int, int, dict[str, Any]]] = [
@@ -18,16 +18,6 @@ CASES: list[tuple[int, int, int, dict[str, Any]]] = [
     (130, 7, 256, {"bits": 8, "group_size": 256, "has_order": True}),
     (5, 16, 128, {"scale_dtype": torch.float32}),
 ]
-
-
-def assert_as_exact_as_pytorch(x_RI: torch.Tensor, weight: QuantWeight, backend: Any) -> None:
-    """Against fp64, at most twice the error of PyTorch's own product with the dense weight in that dtype."""
-    truth = quant_linear(x_RI.double(), weight, backend="reference")
-    plain = F.linear(x_RI, dense(weight, dtype=x_RI.dtype)).double()
-    out = quant_linear(x_RI, weight, backend=backend)
-    assert (out.dtype, out.shape) == (x_RI.dtype, (len(x_RI), weight.out_features))
-    allowed = 2 * (plain - truth).abs().max() + torch.finfo(x_RI.dtype).eps * truth.abs().max()
-    assert (out.double() - truth).abs().max() <= allowed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

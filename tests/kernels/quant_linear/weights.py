@@ -36,3 +36,9 @@ def one_by_one(weight: QuantWeight) -> Tensor:
             value = float(weight.scales_OG[o, group]) * (code - int(weight.zeros_OG[o, group]))
             out[o, i if weight.order_I is None else int(weight.order_I[i])] = value
     return out
+
+
+def on_device(weight: QuantWeight, device: str) -> QuantWeight:
+    order_I = None if weight.order_I is None else weight.order_I.to(device)
+    codes_OI, scales_OG, zeros_OG = (x.to(device) for x in (weight.codes_OI, weight.scales_OG, weight.zeros_OG))
+    return QuantWeight(weight.bits, weight.group_size, codes_OI, scales_OG, zeros_OG, order_I)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from epilogue.kernels.quant_linear.packing import QuantWeight, num_groups
 
-Backend = Literal["reference", "tiled"]
+Backend = Literal["reference", "tiled", "packed"]
+MOST_PACKED_ROWS = 64
+"""Rows of one call of ``packed``."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -39,8 +41,9 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
 
 def _choose(x_RI: Tensor, weight: QuantWeight) -> Backend:
     """The one place that knows which backend is good for what."""
-    del x_RI, weight
-    return "tiled"
+    # Past so many rows a product is bound by arithmetic, and dequantising the weight once is cheaper.
+    is_few = 1 <= len(x_RI) <= MOST_PACKED_ROWS and x_RI.dtype != torch.float64
+    return "packed" if is_few and x_RI.is_cuda else "tiled"
 
 
 def _load(backend: Backend) -> Callable[[Tensor, QuantWeight], Tensor]:
