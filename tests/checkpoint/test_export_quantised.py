@@ -38,7 +38,7 @@ def test_gptq_gives_back_what_came(tmp_path: Path, *, has_order: bool) -> None:
         assert (written[name].dtype, written[name].shape) == (tensor.dtype, tensor.shape), name
         assert torch.equal(written[name], tensor), name
     said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert said["checkpoint_format"] == "gptq"
+    assert (said["checkpoint_format"], said["desc_act"], said["sym"]) == ("gptq", has_order, False)
     assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == said
 
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint.files import SAFETENSORS
+from epilogue.checkpoint.dtypes import convert
+from epilogue.checkpoint.files import SAFETENSORS, read_json
 from epilogue.checkpoint.gptq import stored_tensors
 from epilogue.checkpoint.load import Checkpoint, load_checkpoint
 from epilogue.checkpoint.metadata import TOKENIZER
 from epilogue.checkpoint.save import config_json, write_directory
 from epilogue.errors import CheckpointError
-from epilogue.model import MPT, Layout, QuantLinear
+from epilogue.model import MPT, Layout, Quantization, QuantLinear
 
 GPTQFormat = Literal["gptq", "gptq_v2", "kobold"]
 _SHARD_BYTES = 5_000_000_000
@@ -53,11 +54,10 @@ def export_gptq(checkpoint: Checkpoint, out: str | Path, *, format: GPTQFormat) 
     if directory.exists():
         raise CheckpointError(f"{directory} exists already; remove it or choose another place")
     layout: Layout = "gptq_v2" if format == "gptq_v2" else "gptq"
-    state = _state(checkpoint.model, layout)
     dtype = torch.float16 if format == "kobold" else checkpoint.dtype
-    state = {name: x.to(dtype) if _is_dense(name, x) else x for name, x in state.items()}
-    _check_range(state, checkpoint)
-    config = config_json(replace(checkpoint.config, quantization=replace(quantization, layout=layout)), dtype)
+    state = _state(checkpoint.model, layout, dtype)
+    said = _described(checkpoint.model, quantization, layout)
+    config = config_json(replace(checkpoint.config, quantization=said), dtype)
     tokenizer = checkpoint.directory / TOKENIZER
     try:
         write_directory(
@@ -76,27 +76,32 @@ def export_gptq(checkpoint: Checkpoint, out: str | Path, *, format: GPTQFormat) 
     return sorted(path for path in directory.iterdir() if path.is_file())
 
 
-def _state(model: MPT, layout: Layout) -> dict[str, Tensor]:
+def _layers(model: MPT) -> dict[str, QuantLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
+def _described(model: MPT, quantization: Quantization, layout: Layout) -> Quantization:
+    """What the layers are, also where their source did not say: readers choose kernels by it."""
+    weights = [module.quant_weight for module in _layers(model).values()]
+    middle = 2 ** (quantization.bits - 1)
+    return replace(
+        quantization,
+        layout=layout,
+        has_act_order=any(weight.order_I is not None for weight in weights),
+        is_symmetric=all(bool((weight.zeros_OG == middle).all()) for weight in weights),
+    )
+
+
+def _state(model: MPT, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+    layers = _layers(model)
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers or name.endswith(".bias"):
-            state[name] = tensor
+            state[name] = convert(name, tensor, dtype=dtype, device="cpu")
     for name, module in layers.items():
         tensors = stored_tensors(module.quant_weight, layout)
         state |= {f"{name}.{leaf}": tensor.cpu() for leaf, tensor in tensors.items()}
     return state
-
-
-def _is_dense(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not name.endswith(".scales")
-
-
-def _check_range(state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    dense = checkpoint.model.state_dict()
-    for name, tensor in state.items():
-        if name in dense and bool(tensor.isinf().sum() > dense[name].isinf().sum()):
-            raise CheckpointError(f"the tensor {name} has values too large for {tensor.dtype}, which this format has")
 
 
 def _kobold_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _extras(checkpoint: Checkpoint, config: Mapping[str, Any], format: GPTQForma
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = checkpoint.directory / name
         if path.is_file():
-            texts[name] = json.loads(path.read_text(encoding="utf-8"))
+            texts[name] = read_json(path)
         elif name == "tokenizer_config.json":
             texts[name] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     return {name: json.dumps(content, indent=2) + "\n" for name, content in texts.items()}

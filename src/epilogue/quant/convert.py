@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from epilogue.checkpoint.files import read_json
 from epilogue.checkpoint.gptq import stored_tensors
 from epilogue.checkpoint.metadata import TOKENIZER
 from epilogue.checkpoint.parts import Parts
@@ -85,6 +86,7 @@ class Job:
     def fingerprint(self, config: MPTConfig) -> str:
         """Says whether unfinished work is of this job."""
         told = [str(self.source.resolve()), repr(config), repr(self.scheme), self.method]
+        told += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(self.source.iterdir())]
         told += [repr(self.calibration), repr(self.held_out.samples)]
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
@@ -134,13 +136,12 @@ class _Run:
         self._fingerprint = fingerprint
 
     def _take_up(self, fingerprint: str) -> None:
-        try:
-            state = json.loads((self._place / "state.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:  # stopped before the first note
+        if not (self._place / "state.json").exists():  # stopped before the first note
             self._begin()
             self._note(fingerprint)
             return
-        if state["fingerprint"] != fingerprint:
+        state = read_json(self._place / "state.json")
+        if state.get("fingerprint") != fingerprint:
             raise CheckpointError(
                 f"{self._place} holds unfinished work of another model, other settings or other books; give those "
                 f"again to go on, or remove it"
