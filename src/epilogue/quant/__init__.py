@@ -9,8 +9,9 @@ convert      block after block from one directory to another, resumable
 """
 
 from epilogue.quant.calibrate import book_samples
-from epilogue.quant.convert import Job, LayerReport, Method, Report, quantise_checkpoint
+from epilogue.quant.convert import quantise_checkpoint
 from epilogue.quant.gptq import Scheme
 from epilogue.quant.held_out import HeldOut
+from epilogue.quant.job import Job, LayerReport, Method, Report
 
 __all__ = ["HeldOut", "Job", "LayerReport", "Method", "Report", "Scheme", "book_samples", "quantise_checkpoint"]

@@ -1,18 +1,17 @@
 """A dense checkpoint to a quantised one, block after block, with what flows between blocks on disk.
 
 Memory: one block in fp32, the moments of one layer's inputs and their inverse, and one sample. Disk: beside the result,
-two files of 4 * C bytes a token of calibration, and as much again for held-out text. An interrupted run goes on at the
-block it was in.
+two files of 4 * C bytes a token of calibration, and four for a token held out. An interrupted run goes on at the block
+it was in.
 """
 
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -30,65 +29,13 @@ from epilogue.model.mpt import Block
 from epilogue.quant.activations import Activations
 from epilogue.quant.block import advance, quantise_block
 from epilogue.quant.gptq import Scheme, output_error, round_to_nearest, solve
-from epilogue.quant.held_out import HeldOut, embed, measure
+from epilogue.quant.held_out import embed, measure
+from epilogue.quant.job import Job, LayerReport, Report
 
 REPORT = "quantization_report.json"
-Method = Literal["gptq", "rtn"]
 # The share of a query's probability that calibration's attention may leave out: below what fp32 rounds.
 _EPSILON = 1e-6
 _SHARD_BYTES = 2_000_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerReport:
-    """What quantising one layer did to its outputs."""
-
-    block: int
-    layer: str
-    error_nearest: float
-    """Squared error of the outputs as a share of their squares, had each weight been rounded to nearest."""
-    error: float
-    """The same of the codes that were chosen. Without calibration both are of the weights."""
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a whole quantisation did."""
-
-    layers: list[LayerReport]
-    dense_bits_per_byte: float
-    """Of the held-out text."""
-    quantised_bits_per_byte: float
-    held_out_tokens: int
-    calibration_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is to be quantised, how, and on what."""
-
-    source: Path
-    """The directory of a dense checkpoint."""
-    out: Path
-    """The directory to make; ``out`` with ``.partial`` holds the work until then."""
-    scheme: Scheme
-    method: Method = "gptq"
-    calibration: list[list[int]]
-    """Samples of token ids; not looked at by ``rtn``."""
-    held_out: HeldOut
-
-    @property
-    def workplace(self) -> Path:
-        """Where unfinished work lies."""
-        return self.out.with_name(f"{self.out.name}.partial")
-
-    def fingerprint(self, config: MPTConfig) -> str:
-        """Says whether unfinished work is of this job."""
-        told = [str(self.source.resolve()), repr(config), repr(self.scheme), self.method]
-        told += [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(self.source.iterdir())]
-        told += [repr(self.calibration), repr(self.held_out.samples)]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def quantise_checkpoint(
