@@ -14,6 +14,7 @@ Read it in this order:
     model        the architecture: configuration, ALiBi slopes and their reach, the key/value cache, MPT
     checkpoint   weights on disk
     train        shards -> checkpoint
+    quant        checkpoint -> quantised checkpoint
     engine       tokens -> tokens: sampling and the loop that writes
     evals        how good the writing is
     hf           the model behind transformers' Auto classes; an extra

@@ -7,14 +7,19 @@
     inventory     which tensors a config asks for, and how a checkpoint departs from that
     fingerprint   what a loaded model is, in one short name
     metadata      what lies beside the weights: config and tokenizer
+    gptq          quantised layers in the layouts of GPTQ's writers
+    quantised     quantised layers on their way into a model
     load, save    the two directions
     export_huggingface   a directory for transformers, with model_card and what plain_transformers would get wrong
+    parts         a checkpoint read tensor by tensor
+    export_quantised   a quantised model for other programs, read back before it counts
     staging       files that appear all at once or not at all
 
 Nothing here runs code that comes with a checkpoint.
 """
 
 from epilogue.checkpoint.export_huggingface import ExportedHF, export_hf
+from epilogue.checkpoint.export_quantised import GPTQFormat, export_gptq
 from epilogue.checkpoint.files import read_tensors
 from epilogue.checkpoint.fingerprint import fingerprint, tensor_bytes
 from epilogue.checkpoint.hub import resolve
@@ -28,7 +33,9 @@ __all__ = [
     "CardFacts",
     "Checkpoint",
     "ExportedHF",
+    "GPTQFormat",
     "clear_leftovers",
+    "export_gptq",
     "export_hf",
     "fingerprint",
     "load_checkpoint",

@@ -17,6 +17,7 @@ from epilogue.errors import CheckpointError
 _HUB_ID = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9_][\w.-]*", flags=re.ASCII | re.IGNORECASE)
 _DISK_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
+_LEGACY = (".safetensors", ".pt")
 _LOGIN = "log in with `hf auth login`"
 
 
@@ -83,6 +84,8 @@ def _wanted_files(hub_id: str, names: list[str]) -> list[str]:
         weights = [name for name in top if name.endswith(".safetensors")]
     elif {TORCH, TORCH_INDEX} & set(top):
         weights = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+    elif quantised := [name for name in top if name.startswith(("4bit", "gptq_model-")) and name.endswith(_LEGACY)]:
+        weights = quantised
     else:
         raise CheckpointError(
             f"{hub_id} has neither {SAFETENSORS} nor {TORCH}, whole or in shards; choose another model on the hub"

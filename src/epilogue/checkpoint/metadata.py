@@ -1,18 +1,31 @@
 """What lies beside the weights: the config, and the tokenizer or its name."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
-from epilogue.checkpoint.files import CONFIG, read_json
+from epilogue.checkpoint.files import (
+    CONFIG,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TORCH,
+    TORCH_INDEX,
+    quantised_file,
+    read_json,
+)
 from epilogue.checkpoint.hub import resolve_file
 from epilogue.errors import CheckpointError
-from epilogue.model import MPTConfig, config_from_dict
+from epilogue.model import KOBOLD_KEYS, MPTConfig, Quantization, config_from_dict
 from epilogue.text import Tokenizer
 
 TOKENIZER = "tokenizer.json"
+_QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 
 
 def load_config(source: str | Path) -> MPTConfig:
-    """The architecture of a checkpoint, from its config.json alone; no weights are fetched or read.
+    """The architecture of a checkpoint, from its config.json; no weights are fetched or read.
+
+    How it is quantised may stand in a file beside it, or only in the name of its weights, as in ``4bit-128g.pt``.
 
     Args:
         source: a directory, or ``owner/name`` on the hub.
@@ -21,7 +34,30 @@ def load_config(source: str | Path) -> MPTConfig:
         CheckpointError: no such source, no config.json, or one that asks for what is not run here.
     """
     path = resolve_file(source, CONFIG)
-    return config_from_dict(read_json(path), where=str(path))
+    raw = read_json(path)
+    if not any(raw.get(key) for key in ("quantization_config", *KOBOLD_KEYS)):
+        for name in _QUANTIZATION_FILES:
+            if (path.parent / name).is_file():
+                return config_from_dict(
+                    raw | {"quantization_config": read_json(path.parent / name)}, where=f"{path} with {name}"
+                )
+    config = config_from_dict(raw, where=str(path))
+    return config if config.quantization else replace(config, quantization=_named_quantization(path.parent))
+
+
+def _named_quantization(directory: Path) -> Quantization | None:
+    """What the name of the only weights says: KoboldAI's fork kept nothing else of its first files."""
+    has_others = any((directory / name).is_file() for name in (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX))
+    file = None if has_others else quantised_file(directory)
+    if file is None:
+        return None
+    name = re.search(r"(\d)bit(?:-(\d{1,9})g)?", file.name)
+    bits, group_size = (int(name[1]), name[2]) if name else (4, None)
+    if bits not in (4, 8):
+        raise CheckpointError(
+            f"{file} has weights of {bits} bits by its name, which are not run here; only 4 and 8 are"
+        )
+    return Quantization(bits=bits, group_size=int(group_size) if group_size else None)
 
 
 def load_tokenizer(directory: str | Path, config: MPTConfig) -> Tokenizer:

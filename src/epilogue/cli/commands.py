@@ -265,3 +265,36 @@ def bench(
             kv_storage=kv_storage, epsilon=epsilon, as_json=json,
         )
     )  # fmt: skip
+
+
+@app.command(short_help="Quantise a model to 4 or 8 bits, calibrated on books.")
+def quantize(
+    model: options.DenseModel,
+    out: options.QuantizedOut,
+    bits: options.Bits = 4,
+    group_size: options.GroupSize = 128,
+    act_order: options.ActOrder = False,
+    sym: options.Symmetric = True,
+    method: options.Method = "gptq",
+    calibration: options.Calibration = None,
+    held_out: options.HeldOutBooks = None,
+    samples: options.Samples = 16,
+    sequence_length: options.SequenceLength = 8192,
+    json: options.Json = False,
+) -> None:
+    """Quantise a model to 4 or 8 bits, block after block from disk, and measure what it lost.
+
+    Calibration reads whole books with the model's own attention. Ctrl-C keeps the blocks that are done; the same
+    command goes on from there. The new folder goes to stdout and is a model like any other.
+
+    Example:
+
+      epilogue quantize ./mpt-7b-storywriter ./storywriter-4bit --calibration novels/
+    """
+    from epilogue.cli.quantize import run_quantize
+
+    run_quantize(
+        model, out, bits=bits, group_size=group_size, is_symmetric=sym, has_act_order=act_order, method=method,
+        calibration=calibration or [], held_out=held_out or [], num_samples=samples, sequence_tokens=sequence_length,
+        as_json=json,
+    )  # fmt: skip

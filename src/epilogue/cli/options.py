@@ -193,3 +193,49 @@ Context = Annotated[
     int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
 ]
 NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]
+
+# Of `quantize`.
+DenseModel = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A dense checkpoint's folder or hub id; epilogue-tiny is the bundled model."),
+]
+QuantizedOut = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not be there yet.")]
+Bits = Annotated[int, typer.Option("--bits", metavar="N", help="4 or 8 bits a weight.")]
+GroupSize = Annotated[
+    int,
+    typer.Option("--group-size", metavar="N", help="So many weights share a scale; -1 for all that make one output."),
+]
+ActOrder = Annotated[
+    bool,
+    typer.Option("--act-order", help="Round the columns with the largest inputs first; better, not for all readers."),
+]
+Symmetric = Annotated[
+    bool, typer.Option("--sym/--asym", help="Zero in the middle of every group's range, or wherever it fits best.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", help="gptq, or rtn: round every weight to nearest, calibrating on nothing."
+    ),
+]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="BOOK",
+        help=f"What to read meanwhile: {_BOOKS} May be given again; the bundled story if left out.",
+    ),
+]
+HeldOutBooks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--held-out",
+        metavar="BOOK",
+        help="What to measure on, not read in calibration; may be given again; of the bundled story if left out.",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Read so many samples at most.")]
+SequenceLength = Annotated[
+    int,
+    typer.Option("--sequence-length", metavar="N", min=2, max=65536, help="Tokens of a sample, from a book's start."),
+]

@@ -9,7 +9,7 @@ import torch
 from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
 from epilogue.engine import Engine, Storage, available_bytes
 from epilogue.errors import CapacityError, RequestError
-from epilogue.model import MPT, NAMED_SIZES, MPTConfig, num_parameters
+from epilogue.model import MPT, NAMED_SIZES, MPTConfig, weight_bytes
 
 _BUNDLED = Path(str(files("epilogue"))) / "bundled"
 BUNDLED_MODEL = _BUNDLED / "epilogue-tiny"
@@ -133,7 +133,7 @@ def in_words(num_bytes: float) -> str:
 
 
 def _check_memory(config: MPTConfig, name: str, device: str, dtype: torch.dtype) -> None:
-    needed, available = num_parameters(config) * dtype.itemsize, available_bytes(torch.device(device))
+    needed, available = weight_bytes(config, dtype), available_bytes(torch.device(device))
     if needed > available:
         advice = "--dtype bfloat16 halves that" if dtype.itemsize > 2 else "a smaller model or more memory is needed"
         raise CapacityError(

@@ -16,7 +16,7 @@ from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
-from epilogue.model.linear import Linear
+from epilogue.model.linear import Linear, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 
@@ -59,8 +59,9 @@ class Attention(nn.Module):
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
         self.epsilon = 0.0
-        self.Wqkv = Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
-        self.out_proj = Linear(config.d_model, config.d_model, bias=not config.no_bias)
+        kind, width = config.quantization, config.d_model
+        self.Wqkv = make_linear(width, config.qkv_width, quantization=kind, bias=config.has_qkv_bias)
+        self.out_proj = make_linear(width, width, quantization=kind, bias=not config.no_bias)
         self.norms_over_heads = config.attn_config.qk_ln
         if config.attn_config.qk_ln or config.attn_config.qk_gn:
             per_head = config.attn_config.qk_gn
@@ -81,11 +82,15 @@ class Attention(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         """Follow the weights to their device but never to their dtype: a bias in bf16 is not ALiBi."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.slopes_H = self.make_slopes(self.out_proj.weight.device)
+        self.slopes_H = self.make_slopes(self.slopes_H.device)
         return self
 
     def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """Attend from every token to itself and all before it, or all of its document."""
+        return self.out_proj(self.mix(x_BTC, cache, document_start_BT))  # type: ignore[no-any-return]
+
+    def mix(self, x_BTC: Tensor, cache: Lookback | None = None, document_start_BT: Tensor | None = None) -> Tensor:
+        """What the heads have gathered, as x_BTC, before it is projected."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
         if cache is not None:
             out_BTHD = cache.attend(
@@ -93,7 +98,7 @@ class Attention(nn.Module):
             )
         else:
             out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD, document_start_BT)
-        return self.out_proj(out_BTHD.flatten(2))  # type: ignore[no-any-return]
+        return out_BTHD.flatten(2)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
         first_key_HN = None
@@ -128,12 +133,17 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: MPTConfig) -> None:
         super().__init__()
-        self.up_proj = Linear(config.d_model, config.ffn_width, bias=not config.no_bias)
-        self.down_proj = Linear(config.ffn_width, config.d_model, bias=not config.no_bias)
+        kind, bias = config.quantization, not config.no_bias
+        self.up_proj = make_linear(config.d_model, config.ffn_width, quantization=kind, bias=bias)
+        self.down_proj = make_linear(config.ffn_width, config.d_model, quantization=kind, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Transform every token by itself."""
-        return self.down_proj(F.gelu(self.up_proj(x_BTC)))  # type: ignore[no-any-return]
+        return self.down_proj(self.widen(x_BTC))  # type: ignore[no-any-return]
+
+    def widen(self, x_BTC: Tensor) -> Tensor:
+        """x_BTF, what comes before the way down."""
+        return F.gelu(self.up_proj(x_BTC))
 
 
 class Block(nn.Module):
