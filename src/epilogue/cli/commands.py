@@ -158,3 +158,25 @@ def evaluate(
     from epilogue.cli.evaluate import run_evaluate
 
     run_evaluate(texts, model=model, context_tokens=context, max_books=books, device=device, dtype=dtype, as_json=json)
+
+
+@app.command()
+def export(
+    model: options.ExportModel,
+    out: options.ExportOut,
+    format_: options.ExportFormat = None,
+    type_: options.ExportType = None,
+) -> None:
+    """Write a model in the format of another program.
+
+    GGUF is for llama.cpp and KoboldCpp: one file with the tokenizer in it.
+
+    Examples:
+
+      epilogue export ./mpt-7b-storywriter storywriter.gguf --type q8_0
+
+      epilogue export bundled epilogue-tiny.gguf
+    """
+    from epilogue.cli.export import run_export
+
+    run_export(model, out, format_name=format_, weight_type=type_)

@@ -150,3 +150,21 @@ Context = Annotated[
     int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
 ]
 NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]
+
+# Of `export`.
+ExportModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint's folder, a .gguf, a hub id, or bundled for the model that comes along."
+    ),
+]
+ExportOut = Annotated[Path, typer.Argument(metavar="OUT", help="What to write; replaced if it is there.")]
+ExportFormat = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="gguf; told by the end of OUT if left out.")
+]
+ExportType = Annotated[
+    str | None,
+    typer.Option(
+        "--type", metavar="NAME", help="How weights are written: f32, f16, bf16, q8_0 or q4_0; f16 if left out."
+    ),
+]
