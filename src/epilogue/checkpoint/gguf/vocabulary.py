@@ -98,7 +98,7 @@ def _check_carried(definition: Mapping[str, Any]) -> None:
 
 def _definition(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer.json's content."""
-    tokens, kinds, merges = metadata.get(_TOKENS), metadata.get(_KINDS), metadata.get(_MERGES)
+    tokens, kinds, merges = metadata.get(_TOKENS), metadata.get(_KINDS), metadata.get(_MERGES, [])
     if metadata.get(_MODEL) != "gpt2" or not isinstance(tokens, list) or not isinstance(merges, list):
         raise CheckpointError(f"it has no byte-level BPE vocabulary ({_MODEL} is {metadata.get(_MODEL)!r}, not 'gpt2')")
     # Files of 2023 do not say; MPT's own tokenizer is one of these.
