@@ -30,7 +30,6 @@ SWITCHES = {
     "biases": {"no_bias": False},
     "one bias more": {"attention_bias": True},
     "one bias fewer": {"no_bias": False, "attention_bias": False},
-    "QK norm": {"attn_config": AttentionConfig(alibi=True, qk_ln=True)},
     "grouped heads": {"attn_config": GROUPED},
     "one key head": {"attn_config": AttentionConfig(alibi=True, attn_type="multiquery_attention")},
     "a head of its own": {"tie_word_embeddings": False},
@@ -39,7 +38,7 @@ SWITCHES = {
 REFUSED = {
     "norm_type": {"norm_type": "rmsnorm"},
     "qk_gn": {"attn_config": AttentionConfig(alibi=True, qk_gn=True)},
-    "kv_n_heads": {"attn_config": replace(GROUPED, qk_ln=True)},
+    "qk_ln": {"attn_config": AttentionConfig(alibi=True, qk_ln=True)},
     "softmax_scale": {"attn_config": AttentionConfig(alibi=True, softmax_scale=0.5)},
     "logit_scale": {"logit_scale": "inv_sqrt_d_model"},
 }
@@ -102,6 +101,18 @@ def test_what_it_has_no_place_for_is_named(
     with pytest.raises(CheckpointError, match=f"the model has {word} = "):
         export_gguf(saved(tmp_path / "model", tokenizer, **changes), tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_norms_of_queries_and_keys_are_read(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs write them."""
+    monkeypatch.setattr("epilogue.checkpoint.gguf_export.check_carried", lambda config: None)
+    source = saved(tmp_path / "model", tokenizer, attn_config=AttentionConfig(alibi=True, qk_ln=True))
+    export_gguf(source, tmp_path / "model.gguf", weight_type="f32")
+    there, back = load_checkpoint(source), load_checkpoint(tmp_path / "model.gguf")
+    assert back.config.attn_config.qk_ln
+    assert_same_bits(back.model.state_dict(), there.model.state_dict())
 
 
 def test_names_go_both_ways() -> None:
