@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short texts, no tests first: only to see that it runs")
     args = parser.parse_args()
+    if min(args.tokens, args.llama_tokens) < DEPTHS[1]:
+        parser.error(f"a line needs two depths: read at least {DEPTHS[1]:,} tokens")
     if args.quick:
         args.tokens, args.llama_tokens = min(args.tokens, 5000), min(args.llama_tokens, 2048)
     else:

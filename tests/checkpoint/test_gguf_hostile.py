@@ -73,7 +73,8 @@ HOSTILE = {
     "no dimensions": (one_tensor((), 0, 0), "has 0 dimensions"),
     "many dimensions": (one_tensor((1,), 0, 0, num_dimensions=2**31), "has 2147483648 dimensions"),
     "an offset past the end": (one_tensor((4,), 0, 10**12), "past the end"),
-    "an offset past 2**63": (one_tensor((4,), 0, 2**64 - 1), "past the end"),
+    "an offset past 2**63": (one_tensor((4,), 0, 2**64 - 32), "past the end"),
+    "an odd offset": (one_tensor((4,), 0, 1), "does not begin at a multiple of 32"),
     "a type of another kind": (one_tensor((256,), 19, 0), "ggml type 19"),
     "half a block": (one_tensor((33,), 8, 0), r"has the shape \[33\] as Q8_0"),
 }

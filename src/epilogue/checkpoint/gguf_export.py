@@ -59,7 +59,9 @@ def export_gguf(
     directory, target = resolve(source), Path(out)
     config = load_config(directory)
     check_carried(config)
-    metadata = _metadata(directory, config, weight_type)
+    # The source's own last name: what a hub id resolves to is called by a hash.
+    name = str(config.extra.get("name") or Path(source).resolve().name.removesuffix(".gguf"))
+    metadata = {"general.name": name} | _metadata(directory, config, weight_type)
     types = _types(config, TYPE_NAMED[weight_type.upper()])
     unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -79,10 +81,7 @@ def export_gguf(
 
 
 def _metadata(directory: Path, config: MPTConfig, weight_type: str) -> dict[str, Any]:
-    metadata: dict[str, Any] = {
-        "general.name": str(config.extra.get("name") or directory.stem),
-        "general.file_type": _FILE_TYPE[weight_type],
-    }
+    metadata: dict[str, Any] = {"general.file_type": _FILE_TYPE[weight_type]}
     if weight_type.startswith("q"):
         metadata["general.quantization_version"] = _QUANTIZATION_VERSION
     tokenizer = load_tokenizer(directory, config)

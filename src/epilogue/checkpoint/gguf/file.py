@@ -73,6 +73,8 @@ class GGUFFile:
         if len(self.tensors) != num_tensors:
             raise header.damaged("it has a tensor name twice")
         for name, place in self.tensors.items():
+            if place.start % self.alignment:
+                raise header.damaged(f"the tensor {name[:80]!r} does not begin at a multiple of {self.alignment}")
             if place.start + place.num_bytes > len(self._bytes):
                 raise header.damaged(f"the tensor {name[:80]!r} lies past the end of the file")
 

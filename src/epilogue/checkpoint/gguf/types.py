@@ -78,7 +78,7 @@ def gguf_package() -> ModuleType:
 
 
 def decode(raw: Bytes, type_: TensorType, shape: tuple[int, ...]) -> Tensor:
-    """The values: a view of the bytes in a plain format, float32 in a packed one (which holds them exactly)."""
+    """The values: a view of the bytes in a plain format, float32 in a packed one, as ggml unpacks it."""
     if type_.dtype is not None:
         # numpy has no bfloat16, so all three go by way of integers of their width.
         width = torch.int32 if type_.block_bytes == 4 else torch.int16
