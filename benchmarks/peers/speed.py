@@ -80,8 +80,8 @@ def compare(
     near = [depth for depth in DEPTHS if depth <= min(args.llama_tokens, whole)]
     rows = [measure_llama(gguf, ids[: near[-1]], "f16", args.threads, whole)]
     rows.append(measure_ours(model, ids, "float32", [*near, whole]))
-    # Packed keys take llama.cpp longer: half as far will do for the line, if that is two depths.
-    rows.append(measure_llama(gguf, ids[: max(near[-1] // 2, near[1])], "q4_0", args.threads, whole))
+    # Packed keys take llama.cpp several times as long: two depths must do for the line.
+    rows.append(measure_llama(gguf, ids[: near[1]], "q4_0", args.threads, whole))
     rows += [measure_ours(model, ids, storage, [near[0], whole]) for storage in storages]
     print(f"\n{name}: {model.config.n_layers} layers, bias max {model.config.attn_config.alibi_bias_max:g}")
     for row in rows:
