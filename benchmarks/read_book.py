@@ -9,7 +9,6 @@ itself as the model reads it; ends with one JSON line.
 
 import argparse
 import math
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -18,8 +17,8 @@ import torch
 
 from benchmarks.harness import finish, machine_card, require_green
 from epilogue.checkpoint import load_checkpoint, load_tokenizer
-from epilogue.engine import Engine, SamplingParams, Storage
-from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.engine import Engine, Storage
+from epilogue.evals import measure_speed
 from epilogue.model import MPT
 from epilogue.text import Tokenizer, read_book
 
@@ -29,18 +28,7 @@ NEW_TOKENS = 64
 
 def measure(model: MPT, tokenizer: Tokenizer, ids: list[int], storage: Storage, epsilon: float) -> dict[str, Any]:
     engine = Engine(model, storage=storage, epsilon=epsilon)
-    start = time.perf_counter()
-    sequence = engine.open_book(ids, room_tokens=NEW_TOKENS)
-    read_s = time.perf_counter() - start
-    stats = engine.stats()
-    held_H = (sequence.table.ids_LKP >= 0).sum(dim=(0, 2))
-    pages_dense = model.config.n_layers * -(-len(ids) // PAGE_TOKENS)
-    start = time.perf_counter()
-    for _ in engine.stream(sequence, SamplingParams(max_new_tokens=NEW_TOKENS, seed=1, ignore_eos=True), eos_id=0):
-        pass
-    token_s = (time.perf_counter() - start) / NEW_TOKENS
-    shares_H = sequence.reads.visited_H / sequence.reads.dense_H
-    engine.close(sequence)
+    (row,) = measure_speed(engine, ids, [len(ids)], new_tokens=NEW_TOKENS)
     # A second reading; the dense one would take minutes to say what float32 with reach says.
     nats = -float(engine.score(ids).double().sum()) if epsilon else math.nan
     num_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids[1:])
@@ -48,15 +36,15 @@ def measure(model: MPT, tokenizer: Tokenizer, ids: list[int], storage: Storage, 
         "storage": storage,
         "epsilon": epsilon,
         "num_tokens": len(ids),
-        "read_s": round(read_s, 2),
-        "read_tokens_per_s": round(len(ids) / read_s),
-        "share_visited": round(stats.share_visited, 5),
-        "share_visited_by_head": [round(float(x), 5) for x in shares_H],
-        "share_held_by_kv_head": [round(float(x) / pages_dense, 5) for x in held_H],
-        "omitted_mass": stats.omitted_mass,
-        "bytes_held": stats.bytes_held,
-        "bytes_dense_bf16": stats.bytes_dense_bf16,
-        "s_per_new_token": round(token_s, 5),
+        "read_s": round(row.read_s, 2),
+        "read_tokens_per_s": round(row.tokens_per_s),
+        "share_visited": round(row.share_visited, 5),
+        "share_visited_by_head": [round(share, 5) for share in row.shares_visited],
+        "share_held_by_kv_head": [round(share, 5) for share in row.shares_held],
+        "omitted_mass": row.omitted_mass,
+        "bytes_held": row.bytes_held,
+        "bytes_dense_bf16": row.bytes_dense_bf16,
+        "s_per_new_token": round(row.token_s, 5),
         "bits_per_byte": round(nats / math.log(2) / num_bytes, 6) if epsilon else None,
     }
 

@@ -289,7 +289,7 @@ def test_a_long_book_does_not_hold_up_a_writer(tiny_mpt, books) -> None:
 
 def test_writers_move_together(tiny_mpt, books) -> None:
     model = tiny_mpt()
-    engine = Engine(model, num_pages=100)
+    engine = Engine(model, num_pages=100, lookup=False)
     root = engine.open_book(books[0][:60])
     writings = [engine.stream(engine.fork(root), replace(SAMPLED, seed=seed)) for seed in range(4)]
     passes: list[int] = []

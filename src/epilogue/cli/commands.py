@@ -160,6 +160,40 @@ def evaluate(
     run_evaluate(texts, model=model, context_tokens=context, max_books=books, device=device, dtype=dtype, as_json=json)
 
 
+@app.command(short_help="Measure how fast a model reads and writes.")
+def bench(
+    model: options.ModelOrSize = None,
+    book: options.SpeedText = None,
+    lengths: options.Lengths = "2k,8k,16k,32k,64k,82k",
+    new_tokens: options.NewTokens = 32,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+    json: options.Json = False,
+) -> None:
+    """Measure how fast a model reads and writes on this machine, as the text grows.
+
+    A named size gets random weights and reads random tokens. Ctrl-C shows what was measured so far.
+
+    Examples:
+
+      epilogue bench
+
+      epilogue bench ./mpt-7b-storywriter --book novel.epub --lengths 8k,64k --kv-storage int8
+
+      epilogue bench mpt-7b-storywriter --device cuda --json
+    """
+    from epilogue.cli.bench import BenchOptions, run_bench
+
+    run_bench(
+        BenchOptions(
+            model=model, book=book, lengths=lengths, new_tokens=new_tokens, device=device, dtype=dtype,
+            kv_storage=kv_storage, epsilon=epsilon, as_json=json,
+        )
+    )  # fmt: skip
+
+
 @app.command()
 def export(
     model: options.ExportModel,

@@ -9,7 +9,7 @@ from rich.table import Table
 from epilogue.checkpoint import load_config
 from epilogue.cli.settings import BUNDLED_MODEL, in_words, name_of, named_size
 from epilogue.engine import available_bytes
-from epilogue.model import MPTConfig, flops_per_token, kv_bytes_per_token, num_parameters
+from epilogue.model import MPTConfig, kv_bytes_per_token, num_parameters, read_flops
 
 _LENGTHS = (2048, 16384, 65536, 83968)
 _DTYPE = torch.bfloat16
@@ -32,10 +32,6 @@ def _weight_bytes(config: MPTConfig) -> int:
     return num_parameters(config) * _DTYPE.itemsize
 
 
-def _read_flops(config: MPTConfig, num_tokens: int) -> int:
-    return num_tokens * flops_per_token(config, context_tokens=num_tokens // 2, with_head=False)
-
-
 def _as_dict(config: MPTConfig) -> dict[str, object]:
     attention = config.attn_config
     return {
@@ -51,7 +47,7 @@ def _as_dict(config: MPTConfig) -> dict[str, object]:
         "qk_ln": attention.qk_ln,
         "kv_bytes_per_token_bf16": kv_bytes_per_token(config, _DTYPE),
         "weight_bytes_bf16": _weight_bytes(config),
-        "read_flops": {str(length): _read_flops(config, length) for length in _lengths(config)},
+        "read_flops": {str(length): read_flops(config, length) for length in _lengths(config)},
     }
 
 
@@ -92,6 +88,6 @@ def _costs(config: MPTConfig) -> Table:
             f"{length:,} tokens",
             in_words(cache),
             in_words(cache + _weight_bytes(config)),
-            f"{_read_flops(config, length) / 1e12:,.1f} TFLOP",
+            f"{read_flops(config, length) / 1e12:,.1f} TFLOP",
         )
     return table

@@ -122,6 +122,23 @@ ModelOrSize = Annotated[
     ),
 ]
 
+# Of `bench`.
+SpeedText = Annotated[
+    str | None,
+    typer.Option(
+        "--book",
+        metavar="BOOK",
+        help="Read this, again from its beginning where it is too short; the bundled story if left out.",
+    ),
+]
+Lengths = Annotated[
+    str,
+    typer.Option("--lengths", metavar="N,N,...", help="Measure at so many tokens; 8k is 8,192."),
+]
+NewTokens = Annotated[
+    int, typer.Option("--new-tokens", metavar="N", min=1, help="Write so many tokens at each length to time them.")
+]
+
 # Of `prepare`.
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help=_BOOKS)]
 Out = Annotated[

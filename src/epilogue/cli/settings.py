@@ -2,13 +2,14 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 
 from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
-from epilogue.engine import available_bytes
+from epilogue.engine import Storage, available_bytes
 from epilogue.errors import CapacityError, RequestError
-from epilogue.model import NAMED_SIZES, MPTConfig, num_parameters
+from epilogue.model import MPT, NAMED_SIZES, MPTConfig, num_parameters
 
 _BUNDLED = Path(str(files("epilogue"))) / "bundled"
 BUNDLED_MODEL = _BUNDLED / "epilogue-tiny"
@@ -44,6 +45,30 @@ def choose_dtype(name: str, device: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def choose_storage(name: str, dtype: torch.dtype) -> Storage:
+    """How keys and values are kept; auto to what loses nothing of the weights' dtype.
+
+    Raises:
+        RequestError: an unknown storage.
+    """
+    if name == "auto":
+        return "bfloat16" if dtype == torch.bfloat16 else "float32"
+    if name not in get_args(Storage):
+        raise RequestError(f"--kv-storage must be auto, {', '.join(get_args(Storage))}, got {name!r}")
+    return cast(Storage, name)
+
+
+def check_epsilon(epsilon: float) -> float:
+    """The same, if it is a share.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not 0 <= epsilon < 1:
+        raise RequestError(f"--epsilon must be in [0, 1), got {epsilon}; 0 looks at everything")
+    return epsilon
+
+
 def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int | None = None) -> Checkpoint:
     """Load the model asked for, or the bundled one.
 
@@ -62,6 +87,23 @@ def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int 
         )
     _check_memory(load_config(place), str(place), chosen, weights_dtype)
     return load_checkpoint(place, device=chosen, dtype=weights_dtype, max_seq_len=max_seq_len)
+
+
+def random_model(name: str, config: MPTConfig, *, device: str, dtype: str) -> MPT:
+    """A model of a named size with fresh weights, as training begins with, drawn from a fixed seed.
+
+    Raises:
+        RequestError: an unknown device or dtype.
+        CapacityError: the weights do not fit in memory; said before any is taken.
+    """
+    chosen = choose_device(device)
+    weights_dtype = choose_dtype(dtype, chosen)
+    _check_memory(config, name, chosen, weights_dtype)
+    with torch.device("meta"):
+        model = MPT(config)
+    model = model.to(weights_dtype).to_empty(device=chosen)
+    model.init_weights()
+    return model.eval()
 
 
 def named_size(source: str) -> MPTConfig | None:

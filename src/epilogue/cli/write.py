@@ -3,17 +3,16 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from epilogue.checkpoint import Checkpoint, load_tokenizer
 from epilogue.cli.memory import peak_memory_bytes
 from epilogue.cli.page import Page
-from epilogue.cli.settings import BUNDLED_BOOK, in_words, name_of, open_model
+from epilogue.cli.settings import BUNDLED_BOOK, check_epsilon, choose_storage, in_words, name_of, open_model
 from epilogue.cli.story import Story
-from epilogue.engine import Engine, SamplingParams, Storage
+from epilogue.engine import Engine, SamplingParams
 from epilogue.errors import RequestError
 from epilogue.model import num_parameters
 from epilogue.text import Book, read_book
@@ -55,7 +54,9 @@ def run_write(options: WriteOptions) -> None:
     opening = opening_of(options.prompt)
     story = Story(
         engine=Engine(
-            checkpoint.model, storage=_storage(options.kv_storage, checkpoint), epsilon=_epsilon(options.epsilon)
+            checkpoint.model,
+            storage=choose_storage(options.kv_storage, checkpoint.dtype),
+            epsilon=check_epsilon(options.epsilon),
         ),
         tokenizer=tokenizer,
         ids=tokenizer.encode(book.text.rstrip() + "\n\n" + opening),
@@ -89,21 +90,6 @@ def _check_texts(options: WriteOptions) -> None:
         options.prompt.encode()
     except UnicodeEncodeError as error:  # a byte of another encoding on the command line
         raise RequestError("--prompt is not text in this terminal's encoding; use a UTF-8 terminal") from error
-
-
-def _storage(name: str, checkpoint: Checkpoint) -> Storage:
-    """auto to what loses nothing of the weights' dtype."""
-    if name == "auto":
-        return "bfloat16" if checkpoint.dtype == torch.bfloat16 else "float32"
-    if name not in get_args(Storage):
-        raise RequestError(f"--kv-storage must be auto, {', '.join(get_args(Storage))}, got {name!r}")
-    return cast(Storage, name)
-
-
-def _epsilon(epsilon: float) -> float:
-    if not 0 <= epsilon < 1:
-        raise RequestError(f"--epsilon must be in [0, 1), got {epsilon}; 0 looks at everything")
-    return epsilon
 
 
 def _tell(console: Console, story: Story, opening: str, *, is_shown: bool) -> None:

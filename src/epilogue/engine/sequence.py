@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from epilogue.engine.speculation import Drafts
 from epilogue.model import PageTable, Reads
 
 
@@ -15,7 +16,9 @@ class Sequence:
     - ``ids`` is the whole text, read and written;
     - ``table`` holds (or has evicted) its first ``table.num_tokens`` tokens, and the rest, ``num_pending``, go through
       the model before the next token is chosen;
-    - ``logits_V`` is what the model expects after the last token, or None while that is not known.
+    - ``logits_V`` is what the model expects after the last token, or None while that is not known;
+    - ``ahead`` is what it would expect if drafted tokens came next: their keys and values lie behind the table's, where
+      nothing counts them until they are chosen.
 
     Its pages go back when it is closed (``Engine.close``) or forgotten.
     """
@@ -26,6 +29,15 @@ class Sequence:
         self.reads = reads
         """How much of its past was looked at."""
         self.logits_V: Tensor | None = None
+        self.drafts = Drafts()
+        self.draft: list[int] = []
+        """Tokens to try behind the text in the next pass; whatever they are, they change no token of it."""
+        self.ahead: list[tuple[int, Tensor]] = []
+        """Drafted tokens and the logits_V behind each."""
+        self.num_drafted = 0
+        """Drafted tokens that went through the model."""
+        self.num_accepted = 0
+        """Of these, those that were chosen."""
         self.seed: int | None = None
         """The seed in effect in the last ``Engine.stream``."""
         self.is_closed = False
@@ -42,8 +54,13 @@ class Sequence:
 
     def extend(self, ids: Iterable[int]) -> None:
         """Add tokens for the engine to see to. What was expected next is forgotten first: it may come to no more."""
-        self.logits_V = None
+        self.forget_next()
         self.ids.extend(ids)
+
+    def forget_next(self) -> None:
+        """What was expected next, and tried ahead, holds no more."""
+        self.draft, self.ahead = [], []
+        self.logits_V = None
 
     def check_open(self) -> None:
         """Refuse to go on with a closed text.

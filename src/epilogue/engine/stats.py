@@ -25,6 +25,10 @@ class Stats:
     """Of the keys that attention without reach would have looked at."""
     omitted_mass: float
     """Largest certified share of a probability that was left out."""
+    drafted_tokens: int
+    """That went through the model before they were chosen."""
+    accepted_tokens: int
+    """Of these, those that were chosen: so many passes were saved."""
 
 
 def gather_stats(pages: Pages, texts: Iterable[Sequence]) -> Stats:
@@ -32,8 +36,7 @@ def gather_stats(pages: Pages, texts: Iterable[Sequence]) -> Stats:
     texts, config = list(texts), pages.pool.config
     reads = Reads.none(config.n_heads)
     for text in texts:
-        reads.visited_H += text.reads.visited_H
-        reads.dense_H += text.reads.dense_H
+        reads.add_all(text.reads)
     tokens = sum(text.table.num_tokens for text in texts)
     return Stats(
         num_sequences=len(texts),
@@ -43,5 +46,7 @@ def gather_stats(pages: Pages, texts: Iterable[Sequence]) -> Stats:
         bytes_held=pages.num_held * page_bytes(config, pages.pool.storage),
         bytes_dense_bf16=tokens * kv_bytes_per_token(config, torch.bfloat16),
         share_visited=reads.share,
-        omitted_mass=max((text.reads.omitted_mass for text in texts), default=0.0),
+        omitted_mass=reads.omitted_mass,
+        drafted_tokens=sum(text.num_drafted for text in texts),
+        accepted_tokens=sum(text.num_accepted for text in texts),
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from epilogue.engine.decoder import Decoder
 from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
@@ -36,6 +37,9 @@ class Stepper:
     ) -> None:
         self.model, self.pages, self.bounds = model, pages, bounds
         self.epsilon, self.chunk_tokens, self.undo_tokens = epsilon, chunk_tokens, undo_tokens
+        on_gpu = model.device.type == "cuda"
+        self.decoder = Decoder(model, pages.pool, bounds, epsilon=epsilon) if on_gpu else None
+        """Takes the steps of one token each, if there is one."""
 
     def step(self, first: Sequence, others: Iterable[Sequence]) -> Tensor:
         """Run up to ``chunk_tokens`` pending tokens of one text and a few of each other through the model.
@@ -55,16 +59,38 @@ class Stepper:
         """
         self._make_ready(first, self.chunk_tokens)
         texts = [first, *(text for text in dict.fromkeys(others) if text is not first and self._can_come(text))]
-        segments = [Segment(text.table, self._share(text, first), text.reads) for text in texts]
-        ids = [i for text, s in zip(texts, segments, strict=True) for i in text.ids[s.table.num_tokens : s.stop]]
+        drafts = [self._draft(text) for text in texts]
+        segments = [
+            Segment(text.table, self._share(text, first) + len(draft), text.reads)
+            for text, draft in zip(texts, drafts, strict=True)
+        ]
+        ids = [
+            i
+            for text, draft, segment in zip(texts, drafts, segments, strict=True)
+            for i in (text.ids[segment.table.num_tokens : segment.stop] + draft)
+        ]
+        if self.decoder is not None and len(ids) == len(texts) and self.decoder.can_take(segments):
+            return self._decode(self.decoder, texts, segments, ids)
         cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
         # Tables change outside: what inference_mode makes cannot be changed later.
         with torch.inference_mode():
             x_RC = self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0]
             parts: tuple[Tensor, ...] = x_RC.split([segment.num_tokens for segment in segments])
-            self._expect(texts, segments, parts)
-        self._advance(texts, segments)
+            self._expect(texts, drafts, segments, parts)
+        for text, draft, segment in zip(texts, drafts, segments, strict=True):
+            self._advance(text, segment.stop - len(draft))
         return parts[0]
+
+    def _decode(self, decoder: Decoder, texts: list[Sequence], segments: list[Segment], ids: list[int]) -> Tensor:
+        """A step of one token each."""
+        with torch.inference_mode():
+            x_BC, logits_BV = decoder.step(segments, ids)
+        for text, segment, logits_V in zip(texts, segments, logits_BV, strict=True):
+            if segment.stop == text.num_tokens:
+                text.logits_V = logits_V
+        for text, segment in zip(texts, segments, strict=True):
+            self._advance(text, segment.stop)
+        return x_BC[:1]
 
     def _share(self, text: Sequence, first: Sequence) -> int:
         return min(text.num_pending, self.chunk_tokens if text is first else MOST_QUERIES)
@@ -83,22 +109,49 @@ class Stepper:
             return False
         return True
 
-    def _expect(self, texts: list[Sequence], segments: list[Segment], parts: tuple[Tensor, ...]) -> None:
-        """Tell every text that is through what comes next."""
-        ready = [i for i, segment in enumerate(segments) if segment.stop == texts[i].num_tokens]
+    def _draft(self, text: Sequence) -> list[int]:
+        """What of a text's draft comes along: on the page that the text needs anyway, so a draft takes none."""
+        if text.num_pending != 1:
+            return []
+        most, config = min(MOST_QUERIES - 1, -text.num_tokens % PAGE_TOKENS), self.model.config
+        if config.has_position_embedding:
+            most = min(most, config.max_seq_len - text.num_tokens)
+        return text.draft[:most]
+
+    def _expect(
+        self, texts: list[Sequence], drafts: list[list[int]], segments: list[Segment], parts: tuple[Tensor, ...]
+    ) -> None:
+        """Tell every text that is through what comes next, and what behind each token of its draft."""
+        ready = [i for i, segment in enumerate(segments) if segment.stop == texts[i].num_tokens + len(drafts[i])]
         if not ready:
             return
-        logits_BV = self.model.head(torch.stack([parts[i][-1] for i in ready]))
-        for i, logits_V in zip(ready, logits_BV, strict=True):
-            texts[i].logits_V = logits_V
+        rows = [parts[i][len(parts[i]) - len(drafts[i]) - 1 :] for i in ready]
+        logits_RV = self.model.head(torch.cat(rows))
+        for i, logits_TV in zip(ready, logits_RV.split([len(x_TC) for x_TC in rows]), strict=True):
+            text, draft = texts[i], drafts[i]
+            text.num_drafted += len(draft)
+            text.ahead = list(zip(draft, logits_TV[1:], strict=True))
+            text.logits_V = logits_TV[0]
 
-    def _advance(self, texts: list[Sequence], segments: list[Segment]) -> None:
-        """Count the new tokens. Last of all: only now what the tables hold of them is whole."""
-        for text, stop in zip(texts, [segment.stop for segment in segments], strict=True):
-            old_page = text.table.num_tokens // PAGE_TOKENS
-            text.table.num_tokens = stop
-            if stop // PAGE_TOKENS > old_page:
-                self.pages.evict(text.table, self.evictable(text.table, max(0, stop - self.undo_tokens)))
+    def take(self, text: Sequence, token_id: int) -> None:
+        """Put the token that was chosen behind a text; if it was drafted, what comes next is known already.
+
+        After an interruption the text has the token or has it not.
+        """
+        ahead = text.ahead if text.num_pending == 0 else []
+        text.extend([token_id])
+        if ahead and ahead[0][0] == token_id:
+            text.num_accepted += 1
+            self._advance(text, text.num_tokens)
+            text.ahead = ahead[1:]
+            text.logits_V = ahead[0][1]
+
+    def _advance(self, text: Sequence, num_tokens: int) -> None:
+        """Count new tokens of a text. Last of all: only now what the table holds of them is whole."""
+        old_page = text.table.num_tokens // PAGE_TOKENS
+        text.table.num_tokens = num_tokens
+        if num_tokens // PAGE_TOKENS > old_page:
+            self.pages.evict(text.table, self.evictable(text.table, max(0, num_tokens - self.undo_tokens)))
 
     def evictable(self, table: PageTable, num_tokens: int) -> Tensor:
         """count_LK: pages that no query behind a table's first tokens can want."""

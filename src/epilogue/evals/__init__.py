@@ -1,5 +1,18 @@
-"""How good a model is on books it has not seen."""
+"""How good a model is on books it has not seen, and how fast it reads and writes."""
 
 from epilogue.evals.loss_by_position import LossByPosition, loss_by_position, token_losses
+from epilogue.evals.machine import Ceilings, machine_facts, measure_ceilings
+from epilogue.evals.speed import Growth, SpeedRow, growth, measure_speed
 
-__all__ = ["LossByPosition", "loss_by_position", "token_losses"]
+__all__ = [
+    "Ceilings",
+    "Growth",
+    "LossByPosition",
+    "SpeedRow",
+    "growth",
+    "loss_by_position",
+    "machine_facts",
+    "measure_ceilings",
+    "measure_speed",
+    "token_losses",
+]

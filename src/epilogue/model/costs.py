@@ -35,6 +35,21 @@ def flops_per_token(config: MPTConfig, *, context_tokens: int, with_head: bool =
     return 2 * (linear + attention + head)
 
 
+def read_flops(config: MPTConfig, num_tokens: int, *, visited_pairs: int | None = None) -> int:
+    """Floating-point operations of reading a text, to know what comes next: logits of its last token alone.
+
+    Args:
+        config: of the model.
+        num_tokens: of the text.
+        visited_pairs: (query, key) pairs that were visited, all query heads and layers together; if None those of dense
+            causal attention, n * (n + 1) / 2 a head. Half of what a kernel does that masks the later keys away.
+    """
+    if visited_pairs is None:
+        visited_pairs = config.n_layers * config.n_heads * num_tokens * (num_tokens + 1) // 2
+    linear = num_tokens * flops_per_token(config, context_tokens=0, with_head=False)
+    return linear + 4 * config.head_dim * visited_pairs + 2 * config.d_model * config.vocab_size
+
+
 def kv_bytes_per_token(config: MPTConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values one token leaves in a dense cache, all layers together."""
     return 2 * config.n_layers * config.kv_n_heads * config.head_dim * dtype.itemsize

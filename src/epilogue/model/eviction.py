@@ -36,14 +36,22 @@ class EvictionBounds:
 
     def largest_scores(self, layer: int, k_KTD: Tensor) -> Tensor:
         """scores_HT in fp32: the most that any query can give each key, before its distance is paid for."""
-        root_HDD, offset_HD, error_HT = self.root_LHDD[layer], self.offset_LHD[layer], self.error_LH[layer][:, None]
-        k_HTD = k_KTD.float().repeat_interleave(len(root_HDD) // len(k_KTD), dim=0)
-        scores_HT = (k_HTD @ root_HDD.transpose(1, 2)).norm(dim=-1) + (k_HTD @ offset_HD[..., None])[..., 0].abs()
-        scores_HT = scores_HT + error_HT * k_HTD.norm(dim=-1)
+        return self._largest(slice(layer, layer + 1), k_KTD[None])[0]
+
+    def largest_scores_of_all(self, k_LKTD: Tensor) -> Tensor:
+        """scores_LHT: the same of keys of all layers."""
+        return self._largest(slice(None), k_LKTD)
+
+    def _largest(self, layers: slice, k_LKTD: Tensor) -> Tensor:
+        root_LHDD, offset_LHD, error_LH = self.root_LHDD[layers], self.offset_LHD[layers], self.error_LH[layers]
+        k_LHTD = k_LKTD.float().repeat_interleave(root_LHDD.shape[1] // k_LKTD.shape[1], dim=1)
+        turned_LHT = (k_LHTD @ root_LHDD.transpose(2, 3)).norm(dim=-1)
+        scores_LHT = turned_LHT + (k_LHTD @ offset_LHD[..., None])[..., 0].abs()
+        scores_LHT = scores_LHT + error_LH[..., None] * k_LHTD.norm(dim=-1)
         if self.clip < math.inf:
-            scores_HT = torch.minimum(scores_HT, self.clip * k_HTD.abs().sum(-1))
-        most_HT: Tensor = scores_HT * (1 + 1e-4)
-        return most_HT
+            scores_LHT = torch.minimum(scores_LHT, self.clip * k_LHTD.abs().sum(-1))
+        most_LHT: Tensor = scores_LHT * (1 + 1e-4)
+        return most_LHT
 
     def most_pages(
         self, slopes_H: Tensor, num_tokens: int, *, epsilon: float, kv_heads: int, chunk_tokens: int

@@ -12,40 +12,14 @@ from epilogue.kernels.paged_attention import (
     MOST_QUERIES,
     PAGE_TOKENS,
     gather_pages,
-    page_norms,
     paged_attention,
+    row_norms,
     write_pages,
 )
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.page_pool import PagePool, PageTable
 from epilogue.model.reach import ReachPlan, plan_reach
-
-
-@dataclass
-class Reads:
-    """How much of the past attention has looked at, per head and over all layers, as (query, key) pairs."""
-
-    visited_H: Tensor
-    dense_H: Tensor
-    omitted_mass: float = 0.0
-    """Largest certified share of a probability that was left out."""
-
-    @classmethod
-    def none(cls, heads: int) -> "Reads":
-        """Nothing read yet."""
-        return cls(torch.zeros(heads, dtype=torch.int64), torch.zeros(heads, dtype=torch.int64))
-
-    def add(self, plan: ReachPlan) -> None:
-        """Count one call."""
-        visited_H, dense = plan.visited()
-        self.visited_H += visited_H.cpu()
-        self.dense_H += dense
-        self.omitted_mass = max(self.omitted_mass, float(plan.omitted_mass_HN.max()))
-
-    @property
-    def share(self) -> float:
-        """Of all keys that a model without reach would have looked at; 1 before anything was read."""
-        return float(self.visited_H.sum() / self.dense_H.sum()) if self.dense_H.any() else 1.0
+from epilogue.model.reads import Reads
 
 
 @dataclass(frozen=True)
@@ -82,6 +56,11 @@ class KVCache:
     def __post_init__(self) -> None:
         stops = torch.tensor([0] + [segment.num_tokens for segment in self.segments]).cumsum(0).tolist()
         self._rows = [slice(start, stop) for start, stop in pairwise(stops)]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the longest sequence behind this pass."""
+        return max(segment.stop for segment in self.segments)
 
     def positions(self) -> Tensor:
         """positions_BT of the new tokens, for a model that has learned them; B is 1."""
@@ -136,12 +115,12 @@ class KVCache:
         ids_KP = table.ids_LKP[layer, :, first:stop].to(q_THD.device)
         write_pages(pool.keys, k_TKD.transpose(0, 1), ids_KP, inside)
         write_pages(pool.values, v_TKD.transpose(0, 1), ids_KP, inside)
-        table.norms_LKP[layer, :, first:stop] = page_norms(pool.keys, ids_KP, num_tokens=inside + segment.num_tokens)
         wide = q_THD.dtype if q_THD.dtype == torch.float64 else torch.float32
         stored_KTD = gather_pages(pool.keys, ids_KP, dtype=wide)[:, inside : inside + segment.num_tokens]
+        _raise_pages(table.norms_LKP[layer], row_norms(stored_KTD), first, inside)
         if self.bounds is not None:
             scores_HT = self.bounds.largest_scores(layer, stored_KTD)
-            _raise_page_scores(table.scores_LHP[layer], scores_HT, first, inside)
+            _raise_pages(table.scores_LHP[layer], scores_HT, first, inside)
         plan = plan_reach(
             q_THD[None].to(wide),
             stored_KTD.transpose(0, 1)[None],
@@ -157,14 +136,13 @@ class KVCache:
         return plan
 
 
-def _raise_page_scores(scores_HP: Tensor, scores_HT: Tensor, first: int, inside: int) -> None:
-    """Keep each page's largest score."""
-    padded_HT = torch.nn.functional.pad(scores_HT, (inside, -(inside + scores_HT.shape[1]) % PAGE_TOKENS))
+def _raise_pages(kept_HP: Tensor, new_HT: Tensor, first: int, inside: int) -> None:
+    """Keep each page's largest: of new tokens, and where they begin inside a page, of those before them."""
+    padded_HT = torch.nn.functional.pad(new_HT, (inside, -(inside + new_HT.shape[1]) % PAGE_TOKENS))
     new_HP = padded_HT.reshape(len(padded_HT), -1, PAGE_TOKENS).amax(dim=2)
-    pages = slice(first, first + new_HP.shape[1])
     if inside:
-        new_HP[:, 0] = torch.maximum(new_HP[:, 0], scores_HP[:, first])
-    scores_HP[:, pages] = new_HP
+        new_HP[:, 0] = torch.maximum(new_HP[:, 0], kept_HP[:, first])
+    kept_HP[:, first : first + new_HP.shape[1]] = new_HP
 
 
 def _within(plan: ReachPlan, table: PageTable, layer: int, epsilon: float) -> ReachPlan:
@@ -201,6 +179,18 @@ def _decode(
     return list(out_BTHD)
 
 
+def _edges(table: PageTable, layer: int, plan: ReachPlan, group: int) -> list[int]:
+    """The first page to gather for each head of keys: the first one visited, or on an accelerator one for all.
+
+    There one call for all heads costs less than many, and nobody waits to hear what the plan says.
+    """
+    if plan.first_key_HN.device.type != "cpu":
+        live_K = table.first_live_K(layer)
+        return [int(live_K.min())] * len(live_K)
+    edges: list[int] = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(-1, group).amin(dim=1).tolist()
+    return edges
+
+
 def _read(
     pool: PagePool,
     layer: int,
@@ -212,10 +202,11 @@ def _read(
     backend: Backend | None,
 ) -> Tensor:
     """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
-    ids_KP = segment.table.ids_LKP[layer].to(q_THD.device)
+    # Where another head's page was evicted any page does: the plan visits none that is not live.
+    ids_KP = segment.table.ids_LKP[layer].clamp(min=0).to(q_THD.device)
     group = q_THD.shape[1] // len(ids_KP)
     stop = -(-segment.stop // PAGE_TOKENS)
-    edges = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(len(ids_KP), group).amin(dim=1).tolist()
+    edges = _edges(segment.table, layer, plan, group)
     out_THD = torch.empty_like(q_THD)
     wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
     # Codes become numbers in fp32 at least; only what is stored as bf16 may stay so.

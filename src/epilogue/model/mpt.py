@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from epilogue.kernels.attention import Backend, attention
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
-from epilogue.model.kv_cache import KVCache
+from epilogue.model.past import Past
 from epilogue.model.reach import page_norms, plan_reach
 
 
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.slopes_H = self._make_slopes(self.out_proj.weight.device)
         return self
 
-    def forward(self, x_BTC: Tensor, cache: KVCache | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
         """Attend from every token to itself and all before it, or all of its document."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
         if cache is not None:
@@ -143,7 +143,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTC: Tensor, cache: KVCache | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
         x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm_f = make_norm(config, config.d_model)
 
-    def forward(self, ids_BT: Tensor, cache: KVCache | None = None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, cache: Past | None = None, document_start_BT: Tensor | None = None) -> Tensor:
         """x_BTC for new tokens; the cache, if any, is behind them and takes them in."""
         if cache is not None and document_start_BT is not None:
             raise ValueError("documents are packed for training, without a cache: pass one of the two")
@@ -179,9 +179,9 @@ class Transformer(nn.Module):
             x_BTC = block(x_BTC, cache, document_start_BT)
         return self.norm_f(x_BTC)  # type: ignore[no-any-return]
 
-    def _positions(self, ids_BT: Tensor, cache: KVCache | None) -> Tensor:
+    def _positions(self, ids_BT: Tensor, cache: Past | None) -> Tensor:
         positions_BT = torch.arange(ids_BT.shape[1])[None] if cache is None else cache.positions()
-        num_tokens = int(positions_BT.max()) + 1
+        num_tokens = ids_BT.shape[1] if cache is None else cache.num_tokens
         if num_tokens > self.config.max_seq_len:
             raise ValueError(
                 f"{num_tokens} tokens, but this model has learned positions for {self.config.max_seq_len} only"
@@ -242,7 +242,7 @@ class MPT(nn.Module):
     def forward(
         self,
         ids_BT: Tensor,
-        cache: KVCache | None = None,
+        cache: Past | None = None,
         *,
         last_only: bool = False,
         document_start_BT: Tensor | None = None,

@@ -45,6 +45,11 @@ def page_bytes(config: MPTConfig, storage: Storage) -> int:
     return 2 * bytes_per_page(config.head_dim, storage)
 
 
+def bytes_per_key(config: MPTConfig, storage: Storage) -> float:
+    """Bytes of one key and its value in one head's page, their share of scales and zero points included."""
+    return page_bytes(config, storage) / PAGE_TOKENS
+
+
 @dataclass(eq=False)
 class PageTable:
     """Where one sequence's tokens lie, and what their keys are bounded by."""

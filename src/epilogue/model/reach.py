@@ -39,7 +39,8 @@ class ReachPlan:
         sizes_N = (self.num_keys - starts_N).clamp(max=TILE_TOKENS)
         own = (sizes_N * (sizes_N + 1) // 2).sum()
         past_H = ((starts_N - self.first_key_HN) * sizes_N).sum(dim=1)
-        return past_H + own, int(own + (starts_N * sizes_N).sum())
+        num_older = self.num_keys - self.num_queries
+        return past_H + own, self.num_queries * num_older + self.num_queries * (self.num_queries + 1) // 2
 
 
 def page_norms(k_BSKD: Tensor) -> Tensor:
@@ -104,11 +105,54 @@ def plan_reach(
 
     may_skip_HNP = (bound_HNP <= math.log(epsilon)) & (older_P <= starts_N[:, None])
     # The bound grows with the prefix, so the prefixes that may be skipped are the shortest ones. (Were it not for
-    # that, cummin would skip too little, never too much: each prefix stands on its own bound.)
-    skipped_HN = may_skip_HNP.cummin(dim=2).values.sum(dim=2)
+    # that, cumprod would skip too little, never too much: each prefix stands on its own bound.)
+    skipped_HN = may_skip_HNP.to(torch.int32).cumprod(dim=2).sum(dim=2)
     last_HN1 = (skipped_HN - 1).clamp(min=0)[..., None]
     mass_HN = bound_HNP.gather(2, last_HN1)[..., 0].exp().clamp(max=epsilon).masked_fill(skipped_HN == 0, 0.0)
     return ReachPlan(skipped_HN * PAGE_TOKENS, mass_HN, num_keys, num_queries)
+
+
+def running_norms(norms_KP: Tensor, head_dim: int) -> Tensor:
+    """fp64 [..., K, P]: of every prefix of pages no key has a larger norm. Never 0."""
+    return _at_least(norms_KP, head_dim).cummax(dim=-1).values
+
+
+def prefix_costs(slopes_H: Tensor, num_keys_B: Tensor, num_pages: int) -> Tensor:
+    """costs_BHP, fp64: of what ``plan_reach`` adds up for a prefix of pages, all that no query and no key changes.
+
+    For one query a sequence, its last token. Infinite where a page is not wholly older than that.
+    """
+    slopes_H, start_B = slopes_H.double(), num_keys_B - 1
+    older_P = PAGE_TOKENS * torch.arange(1, num_pages + 1, device=slopes_H.device)
+    tail_HP = torch.minimum(older_P.double(), 1 / -torch.expm1(-slopes_H)[:, None])
+    distance_BP = start_B[:, None] - older_P + 1
+    costs_BHP = tail_HP.log() + _SLACK - slopes_H[:, None] * distance_BP[:, None]
+    return costs_BHP.masked_fill((older_P > start_B[:, None])[:, None], math.inf)
+
+
+def plan_tokens(
+    q_BTHD: Tensor, k_BTKD: Tensor, running_BKP: Tensor, costs_BHP: Tensor, *, scale: float, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """``plan_reach`` for one query of each sequence, in fixed shapes and without a number on the host.
+
+    Args:
+        q_BTHD: T is 1.
+        k_BTKD: the queries' own keys.
+        running_BKP: ``running_norms`` of all pages that are wholly older; what it says of others is not used.
+        costs_BHP: ``prefix_costs``.
+        scale: factor on q.k.
+        epsilon: above 0.
+
+    Returns:
+        skipped_BH, int64, how many pages need not be visited, and omitted_mass_BH, what they weigh at most.
+    """
+    own_BH1, norm_BH1 = _own_scores(q_BTHD, k_BTKD, scale=scale)
+    norm_BKG1 = norm_BH1.unflatten(1, (running_BKP.shape[1], -1))
+    bound_BHP = (norm_BKG1 * running_BKP[:, :, None]).flatten(1, 2) + (costs_BHP - own_BH1)
+    may_skip_BHP = bound_BHP <= math.log(epsilon)
+    # Each prefix stands on its own bound, and a shorter one weighs less: as many as hold may go, whichever they are.
+    mass_BH = bound_BHP.where(may_skip_BHP, -math.inf).amax(dim=2).exp()
+    return may_skip_BHP.sum(dim=2), mass_BH
 
 
 def _tile_starts(device: torch.device, num_queries: int, num_keys: int) -> Tensor:

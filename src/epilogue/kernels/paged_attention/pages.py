@@ -38,9 +38,20 @@ def write_pages(pages: PageTensors, x_KTD: Tensor, page_ids_KP: Tensor, start: i
     offsets_KT = offsets_KT + (start[:, None] if isinstance(start, Tensor) else start)
     ids_KT = page_ids_KP.gather(1, offsets_KT // page_tokens)
     rows = (ids_KT * page_tokens + offsets_KT % page_tokens).flatten()
-    for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), quantize(x_KTD, pages.storage), strict=True):
+    write_rows(pages, quantize(x_KTD.flatten(0, 1), pages.storage), rows)
+
+
+def write_rows(pages: PageTensors, rows: Rows, places_R: Tensor) -> None:
+    """Put tokens of one head each, as ``quantize`` gives them, where they belong. Never waits for the device.
+
+    Args:
+        pages: the pool, in the storage of the rows.
+        rows: [R, D].
+        places_R: int64, a page's id times its tokens, plus the token's place in it; no two alike.
+    """
+    for pool, new in zip((pages.data_PWD, pages.scale_PW, pages.zero_PW), rows, strict=True):
         if pool is not None and new is not None:
-            pool.flatten(0, 1).index_copy_(0, rows, new.flatten(0, 1))
+            pool.flatten(0, 1).index_copy_(0, places_R, new)
 
 
 def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -65,34 +76,13 @@ def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = t
     return out_PWD.view(*page_ids.shape[:-1], -1, pages.head_dim)
 
 
-def page_norms(pages: PageTensors, page_ids: Tensor, *, num_tokens: int | None = None) -> Tensor:
-    """An upper bound of the largest L2 norm among the dequantised rows of each page, tight to 1e-6.
+def row_norms(x: Tensor) -> Tensor:
+    """An upper bound of the L2 norm of every row [..., D], fp32 [...], tight to 1e-6.
 
-    It holds in fp32, rounding included, in the basis of the rotation as in the original one.
-
-    Args:
-        pages: the pool of keys.
-        page_ids: int64 [..., P], every one live, in token order.
-        num_tokens: rows that count, from the first listed page on; the others were not written. None: all.
-
-    Returns:
-        fp32 [..., P].
+    Of rows as ``dequantize`` gives them it holds in the basis of the rotation as in the original one, in fp32, rounding
+    included.
     """
-    page_tokens = pages.data_PWD.shape[1]
-    ids, num_listed = page_ids.reshape(-1, page_ids.shape[-1]), page_ids.shape[-1]
-    written_PW = torch.arange(num_listed * page_tokens, device=ids.device).view(num_listed, page_tokens)
-    written_PW = written_PW < (written_PW.numel() if num_tokens is None else num_tokens)
-    norms_KP = torch.empty(ids.shape, device=ids.device)
-    for start in range(0, num_listed, _PAGES_AT_ONCE):
-        some = slice(start, start + _PAGES_AT_ONCE)
-        for norms_P, ids_P in zip(norms_KP[:, some], ids[:, some], strict=True):
-            norms_P.copy_(_upper(_row_norms(pages.rows(ids_P)).masked_fill(~written_PW[some], 0.0).amax(-1)))
-    return norms_KP.view(page_ids.shape)
-
-
-def _row_norms(rows: Rows) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(dequantize(rows), dim=-1, dtype=torch.float64)
-    return norms
+    return _upper(torch.linalg.vector_norm(x.float(), dim=-1, dtype=torch.float64))
 
 
 def _upper(norms: Tensor) -> Tensor:

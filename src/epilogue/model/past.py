@@ -1,0 +1,31 @@
+"""What the model asks of whatever stands before its new tokens."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from epilogue.kernels.attention import Backend
+
+
+class Past(Protocol):
+    """Takes in a layer's new keys and values and looks back: ``KVCache`` for any tokens, ``TokenStep`` for one each."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the longest sequence behind this pass."""
+
+    def positions(self) -> Tensor:
+        """positions_BT of the new tokens, for a model that has learned them."""
+
+    def attend(
+        self,
+        layer: int,
+        q_BTHD: Tensor,
+        k_BTKD: Tensor,
+        v_BTKD: Tensor,
+        slopes_H: Tensor,
+        *,
+        scale: float,
+        backend: Backend | None = None,
+    ) -> Tensor:
+        """Take in a layer's new keys and values, and attend from their tokens; out_BTHD."""

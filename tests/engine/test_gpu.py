@@ -1,0 +1,127 @@
+"""The engine on an accelerator: graphs replay what the same steps would do one by one, and wait for nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.conftest import ARCHITECTURES, MakeMPT
+from engine.invariants import check
+from epilogue.engine import Engine, SamplingParams, Storage
+from epilogue.engine.decoder import Decoder
+from epilogue.model import MPT
+
+pytestmark = pytest.mark.gpu
+GREEDY = SamplingParams(max_new_tokens=300, temperature=0)
+STORAGES: list[Storage] = ["float32", "bfloat16", "int8", "int4"]
+
+
+@pytest.fixture
+def wide_mpt(tiny_mpt: MakeMPT) -> MPT:
+    """Of a head width that is met in the world."""
+    return tiny_mpt(d_model=256, n_heads=4, attn_config={"clip_qkv": 2.0}, seed=1).cuda()
+
+
+def make(model: MPT, *, capture: Any = None, **options: Any) -> Engine:
+    """An engine whose decoder captures graphs, or does what ``capture`` says."""
+    engine = Engine(model, **{"num_pages": 2000, "chunk_tokens": 200, "undo_tokens": 0} | options)
+    assert engine._stepper.decoder is not None
+    if capture is not None:
+        engine._stepper.decoder.capture = capture
+    return engine
+
+
+def write(engine: Engine, book: list[int], params: SamplingParams = GREEDY) -> list[int]:
+    return list(engine.stream(engine.open_book(book), params))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_writes_what_its_step_writes(
+    wide_mpt: MPT, book: list[int], storage: Storage, dtype: torch.dtype
+) -> None:
+    model = wide_mpt.to(dtype)
+    graphs = make(model, storage=storage)
+    steps = make(model, storage=storage, capture=lambda step: step)
+    assert write(graphs, book * 9) == write(steps, book * 9)
+    check(graphs)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_writes_in_fp32_what_the_cpu_writes(
+    tiny_mpt: MakeMPT, book: list[int], architecture: str
+) -> None:
+    """Until two logits are as near as rounding."""
+    sizes = {"d_model": 48 if "three" in architecture else 128, "n_heads": 4} | ARCHITECTURES[architecture]
+    cpu, gpu = (Engine(tiny_mpt(**sizes).to(device), num_pages=2000) for device in ("cpu", "cuda"))
+    params = SamplingParams(max_new_tokens=40, temperature=0)
+    texts = [engine.open_book(book * 2) for engine in (cpu, gpu)]
+    for one, other in zip(
+        *(engine.stream(t, params) for engine, t in zip((cpu, gpu), texts, strict=True)), strict=True
+    ):
+        assert one == other
+
+
+def test_several_texts_come_and_go(wide_mpt: MPT, book: list[int]) -> None:
+    def story(engine: Engine) -> list[list[int]]:
+        first = engine.open_book(book * 4)
+        streams = [engine.stream(first, GREEDY), engine.stream(engine.fork(first), GREEDY)]
+        written: list[list[int]] = [[], [], []]
+        for turn in range(150):
+            for text, stream in zip(written, streams, strict=False):
+                text.append(next(stream))
+            if turn == 30:
+                streams.append(engine.stream(engine.open_book(book[::-1] * 5), GREEDY))
+            if turn == 100:
+                streams.pop(1).close()
+                engine.truncate(first, 140)
+                streams[0] = engine.stream(first, GREEDY)
+        return written
+
+    assert story(make(wide_mpt)) == story(make(wide_mpt, capture=lambda step: step))
+
+
+def test_a_replay_waits_for_nothing(wide_mpt: MPT, book: list[int]) -> None:
+    engine = make(wide_mpt)
+    decoder = engine._stepper.decoder
+    assert isinstance(decoder, Decoder)
+    sequence = engine.open_book(book)
+    list(engine.stream(sequence, SamplingParams(max_new_tokens=3, temperature=0)))
+    engine.append(sequence, [1])
+    replays = 0
+    for slots in decoder._slots.values():
+        replay = slots.replay
+        assert replay is not None
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            replay()
+            replays += 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert replays == 1
+
+
+def test_a_step_but_for_its_logits_waits_for_nothing(wide_mpt: MPT, book: list[int]) -> None:
+    engine = make(wide_mpt)
+    sequence = engine.open_book(book)
+    list(engine.stream(sequence, SamplingParams(max_new_tokens=3, temperature=0)))
+    engine.append(sequence, [1])
+    sequence.extend([2])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine._step(sequence)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sequence.logits_V is not None
+
+
+def test_a_long_text_is_read_with_plans(wide_mpt: MPT) -> None:
+    """Prefill by FlexAttention, decode by graphs, against the CPU."""
+    book = torch.randint(0, 61, (3000,), generator=torch.Generator().manual_seed(3)).tolist()
+    gpu, cpu = make(wide_mpt, chunk_tokens=512), Engine(MPT(wide_mpt.config).eval(), num_pages=2000)
+    cpu.model.load_state_dict({name: x.cpu() for name, x in wide_mpt.state_dict().items()})
+    one, other = gpu.open_book(book).logits_V, cpu.open_book(book).logits_V
+    assert one is not None
+    assert other is not None
+    torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
+    assert gpu.stats().share_visited < 1
