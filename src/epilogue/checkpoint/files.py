@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from epilogue.checkpoint.gguf import is_gguf, read_gguf_tensors
 from epilogue.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -66,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all weights in a directory, as stored and on the CPU.
+    """Names and tensors of all weights in a directory or a .gguf, as stored and on the CPU.
 
     A tensor may be a view of the mapped file: copy what should outlive the step. Every shard is known to be there
     before the first is opened.
@@ -77,6 +78,9 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 
     Memory: one shard, and of a safetensors shard one tensor; all of it pages of files that the system may drop.
     """
+    if is_gguf(directory):
+        yield from read_gguf_tensors(directory)
+        return
     for path, weight_map in _shards(directory):
         tensors = _safetensors if path.suffix == ".safetensors" else _torch_tensors
         for name, tensor in tensors(path):

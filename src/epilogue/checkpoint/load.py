@@ -1,4 +1,4 @@
-"""A checkpoint directory to a model that is ready to read."""
+"""A checkpoint directory or a .gguf to a model that is ready to read."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ class Checkpoint:
     config: MPTConfig
     """The model's own; max_seq_len as asked for."""
     directory: Path
-    """Where the files lie; a model of the hub lies in its cache."""
+    """Where the files lie, or the .gguf itself; a model of the hub lies in its cache."""
     dtype: torch.dtype
     """What the weights are."""
 
@@ -41,7 +41,7 @@ def load_checkpoint(
     """Read a checkpoint and check that it is whole.
 
     Args:
-        source: a directory, or ``owner/name`` on the hub.
+        source: a directory, a .gguf, or ``owner/name`` on the hub.
         device: where the weights go, tensor by tensor.
         dtype: float32, float16, bfloat16 or float64; None for the one on disk (of most values, if there are several).
         max_seq_len: in place of the config's; learned positions can be shortened only.

@@ -13,6 +13,7 @@ from epilogue.checkpoint.files import (
     quantised_file,
     read_json,
 )
+from epilogue.checkpoint.gguf import is_gguf, read_gguf_config, read_gguf_tokenizer
 from epilogue.checkpoint.hub import resolve_file
 from epilogue.errors import CheckpointError
 from epilogue.model import KOBOLD_KEYS, MPTConfig, Quantization, config_from_dict
@@ -28,11 +29,13 @@ def load_config(source: str | Path) -> MPTConfig:
     How it is quantised may stand in a file beside it, or only in the name of its weights, as in ``4bit-128g.pt``.
 
     Args:
-        source: a directory, or ``owner/name`` on the hub.
+        source: a directory, a .gguf, or ``owner/name`` on the hub.
 
     Raises:
         CheckpointError: no such source, no config.json, or one that asks for what is not run here.
     """
+    if is_gguf(Path(source).expanduser()):
+        return read_gguf_config(Path(source).expanduser())
     path = resolve_file(source, CONFIG)
     raw = read_json(path)
     if not any(raw.get(key) for key in ("quantization_config", *KOBOLD_KEYS)):
@@ -61,12 +64,15 @@ def _named_quantization(directory: Path) -> Quantization | None:
 
 
 def load_tokenizer(directory: str | Path, config: MPTConfig) -> Tokenizer:
-    """The tokenizer of a checkpoint: its tokenizer.json, else the one its config names, from the hub.
+    """The tokenizer of a checkpoint: its tokenizer.json (in a .gguf, its own), else the one its config names.
 
     Raises:
         CheckpointError: there is none, it cannot be read, or it has ids past the model's vocabulary.
     """
-    path = Path(directory) / TOKENIZER
+    path = Path(directory)
+    if is_gguf(path):
+        return _fitting(read_gguf_tokenizer(path), path, config)
+    path = path / TOKENIZER
     if not path.is_file():
         name = config.extra.get("tokenizer_name")
         if not isinstance(name, str) or not name:
@@ -75,11 +81,14 @@ def load_tokenizer(directory: str | Path, config: MPTConfig) -> Tokenizer:
                 f"model was trained with into the directory"
             )
         path = _named_tokenizer(name, Path(directory))
-    tokenizer = Tokenizer.from_file(path)
+    return _fitting(Tokenizer.from_file(path), path, config)
+
+
+def _fitting(tokenizer: Tokenizer, path: Path, config: MPTConfig) -> Tokenizer:
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.vocab_size} ids and the model's vocab_size is {config.vocab_size}; put the "
-            f"{TOKENIZER} that the model was trained with into {directory}"
+            f"{TOKENIZER} that the model was trained with beside its weights"
         )
     return tokenizer
 

@@ -298,3 +298,25 @@ def quantize(
         calibration=calibration or [], held_out=held_out or [], num_samples=samples, sequence_tokens=sequence_length,
         as_json=json,
     )  # fmt: skip
+
+
+@app.command()
+def export(
+    model: options.ExportModel,
+    out: options.ExportOut,
+    format_: options.ExportFormat = None,
+    type_: options.ExportType = None,
+) -> None:
+    """Write a model in the format of another program.
+
+    GGUF is for llama.cpp and KoboldCpp: one file with the tokenizer in it.
+
+    Examples:
+
+      epilogue export ./mpt-7b-storywriter storywriter.gguf --type q8_0
+
+      epilogue export bundled epilogue-tiny.gguf
+    """
+    from epilogue.cli.export import run_export
+
+    run_export(model, out, format_name=format_, weight_type=type_)

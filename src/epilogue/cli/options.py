@@ -239,3 +239,21 @@ SequenceLength = Annotated[
     int,
     typer.Option("--sequence-length", metavar="N", min=2, max=65536, help="Tokens of a sample, from a book's start."),
 ]
+
+# Of `export`.
+ExportModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint's folder, a .gguf, a hub id, or bundled for the model that comes along."
+    ),
+]
+ExportOut = Annotated[Path, typer.Argument(metavar="OUT", help="What to write; replaced if it is there.")]
+ExportFormat = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="gguf; told by the end of OUT if left out.")
+]
+ExportType = Annotated[
+    str | None,
+    typer.Option(
+        "--type", metavar="NAME", help="How weights are written: f32, f16, bf16, q8_0 or q4_0; f16 if left out."
+    ),
+]

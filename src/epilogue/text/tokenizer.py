@@ -125,6 +125,11 @@ class Tokenizer:
             unfinished.unlink(missing_ok=True)
 
     @property
+    def definition(self) -> str:
+        """The content of the ``tokenizer.json``, as it was given."""
+        return self._definition
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id (the model's embedding may have more rows)."""
         return len(self._token_bytes)
