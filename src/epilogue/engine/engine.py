@@ -13,7 +13,8 @@ from epilogue.checkpoint import load_checkpoint
 from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes
-from epilogue.engine.sampling import Sampler, SamplingParams
+from epilogue.engine.sampling import Sampler
+from epilogue.engine.sampling_params import SamplingParams
 from epilogue.engine.scoring import logprobs
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats, gather_stats
