@@ -5,6 +5,7 @@ from epilogue.engine.engine import Engine, OnProgress
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler
 from epilogue.engine.sampling_params import SamplingParams
+from epilogue.engine.scoring import Scores
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats
 from epilogue.kernels.paged_attention import Storage
@@ -14,6 +15,7 @@ __all__ = [
     "OnProgress",
     "Sampler",
     "SamplingParams",
+    "Scores",
     "Sequence",
     "Stats",
     "Storage",
