@@ -150,12 +150,13 @@ class Worker:
         try:
             work()
         except Exception as error:
-            job.fail(error)
             self._drop(job)
+            job.fail(error)
 
     def _end(self, job: Job) -> None:
-        job.finish()
+        # Told last: whoever hears of it may look at the queue.
         self._drop(job)
+        job.finish()
 
     def _drop(self, job: Job) -> None:
         self._active.remove(job)
