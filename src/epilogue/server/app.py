@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epilogue.errors import CapacityError, EpilogueError, RequestError
 from epilogue.server import openai, routes_kobold, routes_openai
+from epilogue.server.metrics import Metrics
 from epilogue.server.worker import QueueFullError, Worker
 
 _log = logging.getLogger("epilogue.server")
@@ -65,6 +66,13 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
     )
     for kind in (RequestValidationError, HTTPException, EpilogueError, RecursionError, Exception):
         app.add_exception_handler(kind, _on_error)
+
+    metrics = Metrics(worker)
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:

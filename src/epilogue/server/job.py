@@ -37,6 +37,15 @@ class Job:
         self.is_cancelled = True
 
     @property
+    def num_read_tokens(self) -> int:
+        """Tokens of the prompt that went through the model so far."""
+        if self.sequence is None:
+            return 0
+        num_unread = max(0, self.sequence.num_pending) + len(self._to_score) - self._num_scored
+        total = self.num_prompt_tokens - self.num_cached_tokens
+        return total if self.is_read else max(0, total - num_unread)
+
+    @property
     def is_read(self) -> bool:
         """Whether it is known what comes after the prompt."""
         return bool(self.writings)
@@ -78,9 +87,7 @@ class Job:
             self.tell(Scored(_told(scores, self._to_score[self._num_scored :])))
             self._num_scored += len(scores.logprobs_T)
         is_read = engine.advance(self.sequence)
-        total = self.num_prompt_tokens - self.num_cached_tokens
-        num_unread = self.sequence.num_pending + len(self._to_score) - self._num_scored
-        self.tell(Reading(total - num_unread, total))
+        self.tell(Reading(self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens))
         if is_read and self._num_scored < len(self._to_score):
             top = self.generation.num_logprobs or 0
             self._scores = self._scores or engine.score_chunks(self.sequence, self._to_score, top=top)

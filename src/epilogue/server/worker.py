@@ -5,11 +5,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from typing import Protocol
+
 from epilogue.engine import Engine, Sequence
 from epilogue.errors import CapacityError, EpilogueError
 from epilogue.server.job import Job, Listener
 from epilogue.server.protocol import Generation
 from epilogue.text import Tokenizer
+
+
+class OnEnd(Protocol):
+    """Told of every request that has ended, in the engine's thread."""
+
+    def __call__(self, job: Job, *, outcome: str) -> None:
+        """``outcome`` is done, cancelled or failed."""
 
 
 class QueueFullError(EpilogueError):
@@ -36,6 +45,8 @@ class Worker:
     ) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self.most_waiting, self.most_active, self.most_books = most_waiting, most_active, most_books
+        self.on_end: OnEnd | None = None
+        self._num_held_pages = 0
         self._most_tokens = engine.most_tokens()
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
@@ -86,6 +97,16 @@ class Worker:
     def num_active(self) -> int:
         """Requests that are being read or written."""
         return len(self._active)
+
+    @property
+    def num_books(self) -> int:
+        """Texts that are open without a request."""
+        return len(self._books)
+
+    @property
+    def num_held_pages(self) -> int:
+        """Pages in use when a request last began or ended."""
+        return self._num_held_pages
 
     def _run(self) -> None:
         while self._wait_for_work():
@@ -150,16 +171,19 @@ class Worker:
         try:
             work()
         except Exception as error:
-            self._drop(job)
+            self._drop(job, outcome="failed")
             job.fail(error)
 
     def _end(self, job: Job) -> None:
         # Told last: whoever hears of it may look at the queue.
-        self._drop(job)
+        self._drop(job, outcome="done" if job.is_done else "cancelled")
         job.finish()
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: Job, *, outcome: str) -> None:
+        if self.on_end is not None:
+            self.on_end(job, outcome=outcome)
         self._active.remove(job)
         self._books.extend(job.texts())
         while len(self._books) > self.most_books:
             self.engine.close(self._books.pop(0))
+        self._num_held_pages = self.engine.pages.num_held
