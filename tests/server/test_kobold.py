@@ -137,8 +137,9 @@ def test_a_banned_phrase_is_never_written(client: TestClient) -> None:
     assert other["text"].startswith(text[:8])
     assert other["completion_tokens"] == 60
     streamed = stream(client, body | {"banned_tokens": [phrase]})
-    assert "".join(json.loads(line[6:])["token"] for line in streamed.splitlines() if line.startswith("data")) == (
-        other["text"]
+    assert (
+        "".join(json.loads(line[6:])["token"] for line in streamed.splitlines() if line.startswith("data"))
+        == (other["text"])
     )
 
 

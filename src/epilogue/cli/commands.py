@@ -192,3 +192,36 @@ def bench(
             kv_storage=kv_storage, epsilon=epsilon, as_json=json,
         )
     )  # fmt: skip
+
+
+@app.command(short_help="Serve the Kobold and OpenAI APIs.")
+def serve(
+    model: options.Model = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 5001,
+    api_key: options.ApiKey = None,
+    insecure: options.Insecure = False,
+    allow_origin: options.AllowOrigin = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+) -> None:
+    """Serve a model to story-writing front ends, over the Kobold and OpenAI APIs.
+
+    A text that one request has read is not read again by the next. Ctrl-C stops.
+
+    Example:
+
+      epilogue serve --kv-storage int8
+    """
+    from epilogue.cli.serve import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            model=model, host=host, port=port, api_key=api_key, is_insecure=insecure,
+            allowed_origins=tuple(allow_origin or ("*",)), device=device, dtype=dtype, max_seq_len=max_seq_len,
+            kv_storage=kv_storage, epsilon=epsilon,
+        )
+    )  # fmt: skip

@@ -167,3 +167,22 @@ Context = Annotated[
     int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
 ]
 NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]
+
+# Of `serve`.
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Listen here.")]
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen on this port.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="EPILOGUE_API_KEY", help="Let in only who sends it as a bearer token."
+    ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen to other machines without a key.")]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Let pages of this origin call; any may, if left out. Several times for several.",
+    ),
+]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from epilogue.checkpoint import load_tokenizer
-from epilogue.cli.settings import name_of, open_model
-from epilogue.cli.write import choose_epsilon, choose_storage
+from epilogue.cli.settings import check_epsilon, choose_storage, name_of, open_model
 from epilogue.engine import Engine
 from epilogue.errors import RequestError
 
@@ -49,7 +48,7 @@ def run_serve(options: ServeOptions) -> None:
             options.model, device=options.device, dtype=options.dtype, max_seq_len=options.max_seq_len
         )
         tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
-        storage, epsilon = choose_storage(options.kv_storage, checkpoint), choose_epsilon(options.epsilon)
+        storage, epsilon = choose_storage(options.kv_storage, checkpoint.dtype), check_epsilon(options.epsilon)
         worker = Worker(Engine(checkpoint.model, storage=storage, epsilon=epsilon), tokenizer)
     settings = Settings(
         model_name=checkpoint.directory.name, api_key=options.api_key, allowed_origins=options.allowed_origins

@@ -143,7 +143,7 @@ class _AnyContentType:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = scope | {"headers": [*headers, (b"content-type", b"application/json")]}
+            scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
         await self.app(scope, receive, send)
 
 

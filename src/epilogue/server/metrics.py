@@ -15,12 +15,17 @@ class Metrics:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._registry = CollectorRegistry()
-        self._requests = Counter("epilogue_requests", "Requests by how they ended", ["outcome"], registry=self._registry)
+        self._requests = Counter(
+            "epilogue_requests", "Requests by how they ended", ["outcome"], registry=self._registry
+        )
         self._read = Counter("epilogue_read_tokens", "Tokens of prompts that were read", registry=self._registry)
         self._cached = Counter("epilogue_cached_tokens", "Tokens of prompts that were known", registry=self._registry)
         self._written = Counter("epilogue_written_tokens", "Tokens that were written", registry=self._registry)
         self._waited = Histogram(
-            "epilogue_time_to_first_token_seconds", "From request to first token", buckets=_SECONDS, registry=self._registry
+            "epilogue_time_to_first_token_seconds",
+            "From request to first token",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self._registry.register(self)
         worker.on_end = self.count

@@ -19,6 +19,14 @@ from epilogue.server.protocol import Done, Ended, Event, Piece
 
 router = APIRouter()
 _MOST_KEYS = 256
+_ABSENT = (
+    "txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "embeddings", "savedata", "admin",
+    "guidance", "jinja", "mcp", "music", "router",
+)  # fmt: skip
+_NO_FIGURES = {
+    "last_process": 0, "last_process_time": 0, "last_process_speed": 0, "last_eval": 0, "last_eval_time": 0,
+    "last_eval_speed": 0, "last_token_count": 0, "last_input_count": 0, "last_seed": -1, "stop_reason": -1,
+}  # fmt: skip
 
 
 @dataclass
@@ -76,52 +84,43 @@ def _memory(request: Request) -> Desk:
     return state.kobold  # type: ignore[no-any-return]
 
 
-def _both(path: str) -> list[str]:
-    return [f"/api/v1{path}", f"/api/latest{path}"]
-
-
-def _get(path: str) -> Any:
-    """Register a GET under both prefixes."""
-
-    def register(endpoint: Any) -> Any:
-        for full in _both(path):
-            router.add_api_route(full, endpoint, methods=["GET"])
-        return endpoint
-
-    return register
-
-
-@_get("/model")
+@router.get("/api/v1/model")
+@router.get("/api/latest/model")
 async def model(request: Request) -> dict[str, str]:
     """The model's name."""
     return {"result": f"epilogue/{request.app.state.desk.settings.model_name}"}
 
 
-@_get("/info/version")
+@router.get("/api/v1/info/version")
+@router.get("/api/latest/info/version")
 async def version() -> dict[str, str]:
     """Of the United API."""
     return {"result": kobold.API_VERSION}
 
 
-@_get("/config/max_context_length")
+@router.get("/api/v1/config/max_context_length")
+@router.get("/api/latest/config/max_context_length")
 async def max_context_length(request: Request) -> dict[str, int]:
     """As many tokens as memory has room for: ALiBi has no other limit."""
     return {"value": request.app.state.desk.worker.most_tokens}
 
 
-@_get("/config/max_length")
+@router.get("/api/v1/config/max_length")
+@router.get("/api/latest/config/max_length")
 async def max_length() -> dict[str, int]:
     """Tokens written if a request does not say how many."""
     return {"value": KoboldRequest().max_length}
 
 
-@_get("/config/soft_prompt")
+@router.get("/api/v1/config/soft_prompt")
+@router.get("/api/latest/config/soft_prompt")
 async def soft_prompt() -> dict[str, str]:
     """There is none."""
     return {"value": ""}
 
 
-@_get("/config/soft_prompts_list")
+@router.get("/api/v1/config/soft_prompts_list")
+@router.get("/api/latest/config/soft_prompts_list")
 async def soft_prompts_list() -> dict[str, list[str]]:
     """There are none."""
     return {"values": []}
@@ -130,14 +129,9 @@ async def soft_prompts_list() -> dict[str, list[str]]:
 @router.get("/api/extra/version")
 async def extra_version(request: Request) -> dict[str, Any]:
     """Which of KoboldCpp's features there are."""
-    absent = dict.fromkeys(
-        ("txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "embeddings", "savedata", "admin",
-         "guidance", "jinja", "mcp", "music", "router"), False,
-    )  # fmt: skip
     protected = bool(request.app.state.desk.settings.api_key)
-    return {"result": "KoboldCpp", "version": kobold.KOBOLDCPP_VERSION, "protected": protected} | absent | {
-        "epilogue": epilogue.__version__
-    }
+    spoken = {"result": "KoboldCpp", "version": kobold.KOBOLDCPP_VERSION, "protected": protected}
+    return spoken | dict.fromkeys(_ABSENT, False) | {"epilogue": epilogue.__version__}
 
 
 @router.get("/api/extra/true_max_context_length")
@@ -156,17 +150,13 @@ async def preloadstory() -> dict[str, Any]:
 async def perf(request: Request) -> dict[str, Any]:
     """Figures of the last request, and of the queue."""
     memory, worker = _memory(request), request.app.state.desk.worker
-    uptime_s = time.monotonic() - memory.started_s
-    waiting = worker.num_waiting + worker.num_active
-    nothing = {"last_process": 0, "last_eval": 0, "last_token_count": 0, "last_input_count": 0, "last_seed": -1}
-    return nothing | {
-        "last_process_time": 0, "last_eval_time": 0, "last_process_speed": 0, "last_eval_speed": 0, "stop_reason": -1,
-        "total_gens": memory.num_done, "queue": waiting, "idle": int(waiting == 0), "uptime": int(uptime_s), "quiet": True,
-    } | memory.last  # fmt: skip
+    queue = worker.num_waiting + worker.num_active
+    now = {"queue": queue, "idle": int(queue == 0), "uptime": int(time.monotonic() - memory.started_s), "quiet": True}
+    return _NO_FIGURES | memory.last | now | {"total_gens": memory.num_done}
 
 
-@router.api_route("/api/extra/tokencount", methods=["POST"])
-@router.api_route("/api/extra/tokenize", methods=["POST"])
+@router.post("/api/extra/tokencount")
+@router.post("/api/extra/tokenize")
 def tokencount(request: Request, body: Text) -> dict[str, Any]:
     """How many tokens a text is, however long, and which."""
     ids = request.app.state.desk.worker.tokenizer.encode(body.prompt)
@@ -210,6 +200,8 @@ def _running(request: Request, body: Keyed | None) -> Running:
     return next(reversed(known.values()), Running())
 
 
+@router.post("/api/v1/generate")
+@router.post("/api/latest/generate")
 async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     """Write, and answer when all is written."""
     worker = request.app.state.desk.worker
@@ -233,10 +225,6 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
             for choice in choices
         ]
     }
-
-
-for _path in _both("/generate"):
-    router.add_api_route(_path, generate, methods=["POST"])
 
 
 @router.post("/api/extra/generate/stream")

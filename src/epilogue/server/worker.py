@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-
 from typing import Protocol
 
 from epilogue.engine import Engine, Sequence
@@ -41,7 +40,13 @@ class Worker:
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, *, most_waiting: int = 64, most_active: int = 8, most_books: int = 16
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        most_waiting: int = 64,
+        most_active: int = 8,
+        most_books: int = 16,
     ) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self.most_waiting, self.most_active, self.most_books = most_waiting, most_active, most_books
