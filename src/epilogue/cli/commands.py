@@ -306,17 +306,54 @@ def export(
     out: options.ExportOut,
     format_: options.ExportFormat = None,
     type_: options.ExportType = None,
+    push_to: options.PushTo = None,
 ) -> None:
     """Write a model in the format of another program.
 
-    GGUF is for llama.cpp and KoboldCpp: one file with the tokenizer in it.
+    gguf is for llama.cpp and KoboldCpp, one file with the tokenizer in it; hf a folder for transformers, with a model
+    card; gptq, gptq_v2 and kobold (KoboldAI's 4-bit fork) folders of a model that `epilogue quantize` made.
 
     Examples:
 
       epilogue export ./mpt-7b-storywriter storywriter.gguf --type q8_0
 
       epilogue export bundled epilogue-tiny.gguf
+
+      epilogue export ./storywriter-4bit ./for-koboldai --format kobold
     """
     from epilogue.cli.export import run_export
 
-    run_export(model, out, format_name=format_, weight_type=type_)
+    run_export(model, out, format_name=format_, weight_type=type_, push_to=push_to)
+
+
+@app.command(short_help="Serve the Kobold and OpenAI APIs.")
+def serve(
+    model: options.Model = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 5001,
+    api_key: options.ApiKey = None,
+    insecure: options.Insecure = False,
+    allow_origin: options.AllowOrigin = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+) -> None:
+    """Serve a model to story-writing front ends, over the Kobold and OpenAI APIs.
+
+    A text that one request has read is not read again by the next. Ctrl-C stops.
+
+    Example:
+
+      epilogue serve --kv-storage int8
+    """
+    from epilogue.cli.serve import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            model=model, host=host, port=port, api_key=api_key, is_insecure=insecure,
+            allowed_origins=tuple(allow_origin or ("*",)), device=device, dtype=dtype, max_seq_len=max_seq_len,
+            kv_storage=kv_storage, epsilon=epsilon,
+        )
+    )  # fmt: skip

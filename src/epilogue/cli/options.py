@@ -197,7 +197,9 @@ NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, hel
 # Of `quantize`.
 DenseModel = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A dense checkpoint's folder or hub id; epilogue-tiny is the bundled model."),
+    typer.Argument(
+        metavar="MODEL", help="A dense checkpoint's folder or hub id, or bundled for the model that comes along."
+    ),
 ]
 QuantizedOut = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not be there yet.")]
 Bits = Annotated[int, typer.Option("--bits", metavar="N", help="4 or 8 bits a weight.")]
@@ -249,11 +251,31 @@ ExportModel = Annotated[
 ]
 ExportOut = Annotated[Path, typer.Argument(metavar="OUT", help="What to write; replaced if it is there.")]
 ExportFormat = Annotated[
-    str | None, typer.Option("--format", metavar="NAME", help="gguf; told by the end of OUT if left out.")
+    str | None, typer.Option("--format", metavar="NAME", help="gguf, hf, gptq, gptq_v2 or kobold; gguf told by OUT.")
 ]
 ExportType = Annotated[
     str | None,
+    typer.Option("--type", metavar="NAME", help="Weights as f32, f16 or bf16 (gguf, hf), q8_0 or q4_0 (gguf)."),
+]
+
+# Of `serve`.
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Listen here.")]
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen on this port.")]
+ApiKey = Annotated[
+    str | None,
     typer.Option(
-        "--type", metavar="NAME", help="How weights are written: f32, f16, bf16, q8_0 or q4_0; f16 if left out."
+        "--api-key", metavar="KEY", envvar="EPILOGUE_API_KEY", help="Let in only who sends it as a bearer token."
     ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen to other machines without a key.")]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Let pages of this origin call; any may, if left out. Several times for several.",
+    ),
+]
+PushTo = Annotated[
+    str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Upload to the hub afterwards; of hf alone.")
 ]

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from epilogue.checkpoint import load_config, load_tokenizer, resolve
 from epilogue.cli.progress import Watch
-from epilogue.cli.settings import BUNDLED_BOOK, BUNDLED_MODEL
+from epilogue.cli.settings import BUNDLED_BOOK, BUNDLED_MODEL, BUNDLED_NAME
 from epilogue.data import iterate_documents
 from epilogue.errors import RequestError
 from epilogue.quant import HeldOut, Job, LayerReport, Method, Report, Scheme, book_samples, quantise_checkpoint
@@ -49,7 +49,7 @@ def run_quantize(
     except ValueError as error:
         raise RequestError(f"{error}; see `epilogue quantize --help`") from error
     console = Console(stderr=True, highlight=False, markup=False)
-    source = BUNDLED_MODEL if model == BUNDLED_MODEL.name and not Path(model).exists() else resolve(model)
+    source = BUNDLED_MODEL if model == BUNDLED_NAME and not Path(model).exists() else resolve(model)
     tokenizer = load_tokenizer(source, load_config(source))
     samples, measured = _texts(tokenizer, calibration, held_out, num_samples, sequence_tokens, console)
     job = Job(

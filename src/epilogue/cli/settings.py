@@ -13,6 +13,8 @@ from epilogue.model import MPT, NAMED_SIZES, MPTConfig, weight_bytes
 
 _BUNDLED = Path(str(files("epilogue"))) / "bundled"
 BUNDLED_MODEL = _BUNDLED / "epilogue-tiny"
+BUNDLED_NAME = "bundled"
+"""What calls for the bundled model where a model must be named."""
 BUNDLED_BOOK = _BUNDLED / "a-life-in-being.txt"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -1,9 +1,9 @@
 """Engine: reads texts in chunks and writes on, token by token, any number of them at once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator
 from collections.abc import Sequence as Several
 from functools import cached_property
-from operator import index
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -16,16 +16,20 @@ from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
 from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes, common_tokens
-from epilogue.engine.sampling import Sampler, SamplingParams
-from epilogue.engine.scoring import logprobs
-from epilogue.engine.sequence import Sequence
+from epilogue.engine.sampling import Sampler
+from epilogue.engine.sampling_params import SamplingParams
+from epilogue.engine.scoring import Scores, score_chunks
+from epilogue.engine.sequence import Sequence, checked_ids
 from epilogue.engine.stats import Stats, gather_stats
 from epilogue.engine.steps import Stepper
-from epilogue.kernels.paged_attention import Storage
+from epilogue.engine.streams import OnLogits, Streams
+from epilogue.kernels.paged_attention import PAGE_TOKENS, Storage
 from epilogue.model import MPT, SPACINGS, EvictionBounds, PagePool, PageTable, Reads, check_spacings, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
+
+_MOST_TOKENS = 2**22
 
 
 class Engine:
@@ -95,10 +99,13 @@ class Engine:
             spacings=spacings,
         )
         is_exact_enough = model.device.type == "cpu" and model.dtype.itemsize >= 4
-        self.lookup = is_exact_enough if lookup is None else lookup
+        self._streams = Streams(
+            self._stepper,
+            lookup=is_exact_enough if lookup is None else lookup,
+            most_positions=self._most_positions,
+        )
         self._prefixes = Prefixes()
         self._sequences: WeakSet[Sequence] = WeakSet()
-        self._streaming: list[Sequence] = []
 
     @classmethod
     def load(
@@ -136,6 +143,21 @@ class Engine:
             ValueError: no ids, ids outside the vocabulary, or a negative room.
             CapacityError: text and room do not fit; nothing has been allocated or computed.
         """
+        sequence = self.enter(ids, room_tokens=room_tokens)
+        try:
+            self._read(sequence, on_progress)
+        except BaseException:
+            self.close(sequence)
+            raise
+        return sequence
+
+    def enter(self, ids: Iterable[int], *, room_tokens: int = 0) -> Sequence:
+        """A text as ``open_book`` would open it, of which nothing is read yet that no other text has.
+
+        Raises:
+            ValueError: as ``open_book``.
+            CapacityError: as ``open_book``.
+        """
         text = self._checked(ids)
         if not text:
             raise ValueError("there are no tokens to read")
@@ -144,11 +166,23 @@ class Engine:
         sequence = self._add(text, self._shared_prefix(text))
         try:
             self._check_capacity(sequence, len(text) + room_tokens)
-            self._read(sequence, on_progress)
         except BaseException:
             self.close(sequence)
             raise
         return sequence
+
+    def advance(self, sequence: Sequence) -> bool:
+        """Read one more chunk of a text; whether it is known now what comes next.
+
+        Raises:
+            ValueError: the sequence is closed.
+            CapacityError: other texts took the pages meanwhile; what is unread stays pending.
+        """
+        sequence.check_open()
+        if sequence.logits_V is None:
+            self._streams.step(sequence)
+        self._prefixes.add(sequence)
+        return sequence.logits_V is not None
 
     def append(self, sequence: Sequence, ids: Iterable[int], *, on_progress: OnProgress | None = None) -> None:
         """Read more text behind a sequence; no ids change nothing.
@@ -167,8 +201,14 @@ class Engine:
         self._read(sequence, on_progress)
 
     def stream(
-        self, sequence: Sequence, params: SamplingParams, *, eos_id: int | None = None, num_tokens: int | None = None
-    ) -> Iterator[int]:
+        self,
+        sequence: Sequence,
+        params: SamplingParams,
+        *,
+        eos_id: int | None = None,
+        num_tokens: int | None = None,
+        on_logits: OnLogits | None = None,
+    ) -> Generator[int, None, None]:
         """Write on, yielding each token as it is chosen and put behind the sequence.
 
         Ends with the end of text (which is neither yielded nor kept), after ``params.max_new_tokens``, or where learned
@@ -181,6 +221,7 @@ class Engine:
             params: how to choose, and how many.
             eos_id: the end of text, if there is one.
             num_tokens: the tokenizer's size where the embedding is padded past it; no id from there on is chosen.
+            on_logits: is shown what the model expects before each token is chosen from it.
 
         Raises:
             ValueError: the sequence is closed.
@@ -190,27 +231,7 @@ class Engine:
         sequence.check_open()
         sampler = Sampler(params, eos_id=eos_id, num_tokens=num_tokens)
         sequence.seed = sampler.seed
-        return self._stream(sequence, sampler, eos_id)
-
-    def _stream(self, sequence: Sequence, sampler: Sampler, eos_id: int | None) -> Iterator[int]:
-        self._streaming.append(sequence)
-        try:
-            for left in reversed(range(sampler.params.max_new_tokens)):
-                sequence.check_open()
-                if sequence.num_tokens == self._most_positions:
-                    return
-                while sequence.logits_V is None:
-                    self._step(sequence)
-                token_id = sampler.sample(sequence.logits_V, sequence.ids)
-                if token_id == eos_id:
-                    return
-                self._stepper.take(sequence, token_id)
-                # Not for the first token: nobody waits longer for it.
-                if self.lookup and 1 < left < sampler.params.max_new_tokens - 1:
-                    sequence.draft = sequence.drafts.after(sequence.ids, most=left - 1)
-                yield token_id
-        finally:
-            self._streaming.remove(sequence)
+        return self._streams.write(sequence, sampler, eos_id=eos_id, on_logits=on_logits)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """Another text that begins as this one does: no token is read again, no page copied until one of them grows."""
@@ -307,9 +328,27 @@ class Engine:
             targets = text[1:] if after is None else text
             self._check_capacity(scored, scored.num_tokens + len(targets))
             self._read(scored, None)
-            return logprobs(self._stepper, scored, targets, self._waiting())
+            return torch.cat([scores.logprobs_T for scores in self.score_chunks(scored, targets)])
         finally:
             self.close(scored)
+
+    def score_chunks(self, sequence: Sequence, ids: Iterable[int], *, top: int = 0) -> Iterator[Scores]:
+        """Read more text behind a sequence that has been read, and tell chunk by chunk how likely it was.
+
+        Args:
+            sequence: grows by the text.
+            ids: the text.
+            top: how many of the likeliest tokens to tell beside each.
+
+        Raises:
+            ValueError: ids outside the vocabulary, or the sequence has not been read.
+            CapacityError: not enough pages; the sequence has some of the tokens.
+        """
+        sequence.check_open()
+        if sequence.logits_V is None:
+            raise ValueError("a text must be read before what follows is scored")
+        text = self._checked(ids)
+        return score_chunks(self._stepper, sequence, text, others=self._streams.waiting, top=top)
 
     def close(self, sequence: Sequence) -> None:
         """Give a text's pages back now; it cannot be used any more."""
@@ -317,6 +356,12 @@ class Engine:
         self._prefixes.remove(sequence)
         self.pages.release(sequence.table)
         self._sequences.discard(sequence)
+
+    def most_tokens(self) -> int:
+        """The longest text that fits while no other is open; some million tokens at most."""
+        lengths = range(PAGE_TOKENS, self._most_positions or _MOST_TOKENS, PAGE_TOKENS)
+        num_fit = bisect_right(lengths, self.pages.num_free, key=lambda n: int(self._stepper.most_pages(n).sum()))
+        return lengths[num_fit - 1] if num_fit else 0
 
     def stats(self) -> Stats:
         """What is held and what has been done, now."""
@@ -342,17 +387,10 @@ class Engine:
         """Run the model over what it has not seen of a text, so that it is known what comes next."""
         total = sequence.num_pending
         while sequence.logits_V is None:
-            self._step(sequence)
+            self._streams.step(sequence)
             if on_progress is not None:
                 on_progress(total - sequence.num_pending, total)
         self._prefixes.add(sequence)
-
-    def _step(self, sequence: Sequence) -> None:
-        self._stepper.step(sequence, self._waiting())
-
-    def _waiting(self) -> Iterator[Sequence]:
-        """Texts that are being written and can come along."""
-        return (text for text in list(self._streaming) if text.logits_V is None and not text.is_closed)
 
     @property
     def _most_positions(self) -> int | None:
@@ -368,9 +406,4 @@ class Engine:
         check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self._most_positions)
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
-        text = [index(token_id) for token_id in ids]
-        vocab_size = self.model.config.vocab_size
-        for position, token_id in enumerate(text):
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(f"id {token_id} at position {position} is outside the vocabulary of {vocab_size}")
-        return text
+        return checked_ids(ids, self.model.config.vocab_size)

@@ -112,6 +112,15 @@ class Tokenizer:
             raise ValueError(f"a token id must be 0 or more, got {token_id}")
         return self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
 
+    def token_text(self, token_id: int) -> str:
+        """What to show for one id: its text, with bytes that are no whole character written as ``\\xe2``."""
+        return self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+    def ids_containing(self, texts: Iterable[str]) -> frozenset[int]:
+        """All ids in whose bytes one of the texts stands."""
+        wanted = [text.encode() for text in texts if text]
+        return frozenset(i for i, token in enumerate(self._token_bytes) if any(text in token for text in wanted))
+
     def save(self, path: str | Path) -> None:
         """Writes the definition to a file, or as ``tokenizer.json`` into an existing directory, all at once or not."""
         file = Path(path)
