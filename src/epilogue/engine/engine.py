@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
-from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
+from epilogue.engine.capacity import available_bytes, pages_that_fit
 from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes, common_tokens
@@ -102,7 +102,7 @@ class Engine:
         self._streams = Streams(
             self._stepper,
             lookup=is_exact_enough if lookup is None else lookup,
-            most_positions=self._most_positions,
+            most_positions=self._stepper.most_positions,
         )
         self._prefixes = Prefixes()
         self._sequences: WeakSet[Sequence] = WeakSet()
@@ -165,7 +165,7 @@ class Engine:
             raise ValueError(f"room_tokens must be at least 0, got {room_tokens}")
         sequence = self._add(text, self._shared_prefix(text))
         try:
-            self._check_capacity(sequence, len(text) + room_tokens)
+            self._stepper.check_fits(sequence, len(text) + room_tokens)
         except BaseException:
             self.close(sequence)
             raise
@@ -196,7 +196,7 @@ class Engine:
         """
         sequence.check_open()
         if text := self._checked(ids):
-            self._check_capacity(sequence, sequence.num_tokens + len(text))
+            self._stepper.check_fits(sequence, sequence.num_tokens + len(text))
             sequence.extend(text)
         self._read(sequence, on_progress)
 
@@ -275,7 +275,7 @@ class Engine:
         common = common_tokens(text, sequence.ids)
         if common < sequence.num_tokens:
             self._cut(sequence, common)
-        self._check_capacity(sequence, len(text) + room_tokens)
+        self._stepper.check_fits(sequence, len(text) + room_tokens)
         if common < len(text):
             sequence.extend(text[common:])
         self._read(sequence, on_progress)
@@ -326,7 +326,7 @@ class Engine:
         scored = self._add(text[:1], None) if after is None else self.fork(after)
         try:
             targets = text[1:] if after is None else text
-            self._check_capacity(scored, scored.num_tokens + len(targets))
+            self._stepper.check_fits(scored, scored.num_tokens + len(targets))
             self._read(scored, None)
             return torch.cat([scores.logprobs_T for scores in self.score_chunks(scored, targets)])
         finally:
@@ -359,7 +359,7 @@ class Engine:
 
     def most_tokens(self) -> int:
         """The longest text that fits while no other is open; some million tokens at most."""
-        lengths = range(PAGE_TOKENS, self._most_positions or _MOST_TOKENS, PAGE_TOKENS)
+        lengths = range(PAGE_TOKENS, self._stepper.most_positions or _MOST_TOKENS, PAGE_TOKENS)
         num_fit = bisect_right(lengths, self.pages.num_free, key=lambda n: int(self._stepper.most_pages(n).sum()))
         return lengths[num_fit - 1] if num_fit else 0
 
@@ -391,19 +391,6 @@ class Engine:
             if on_progress is not None:
                 on_progress(total - sequence.num_pending, total)
         self._prefixes.add(sequence)
-
-    @property
-    def _most_positions(self) -> int | None:
-        config = self.model.config
-        return config.max_seq_len if config.has_position_embedding else None
-
-    def _check_capacity(self, sequence: Sequence, num_tokens: int) -> None:
-        """Refuse to let a text become so long if its pages may not suffice."""
-
-        def pages_needed(tokens: int) -> int:
-            return self.pages.needed(sequence.table, tokens, self._stepper.most_pages(tokens))
-
-        check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self._most_positions)
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         return checked_ids(ids, self.model.config.vocab_size)

@@ -8,6 +8,7 @@ and whoever has one open keeps it when another removes it.
 
 import os
 import shutil
+import time
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class Library:
             best.path.unlink(missing_ok=True)
             raise
         with suppress(OSError):  # a folder that may only be read serves as well
-            os.utime(best.path)
+            now_ns = time.time_ns()  # by itself the system would take its last tick, which may be that of another file
+            os.utime(best.path, ns=(now_ns, now_ns))
         return Opened(sequence, best, common_tokens(ids, sequence.ids))
 
     def keep(

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Several
 import torch
 from torch import Tensor
 
+from epilogue.engine.capacity import check_fits
 from epilogue.engine.decoder import Decoder
 from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
@@ -198,3 +199,21 @@ class Stepper:
             chunk_tokens=chunk_tokens,
             spacings=self.spacings,
         )
+
+    @property
+    def most_positions(self) -> int | None:
+        """Positions that the model has learned, if it has."""
+        config = self.model.config
+        return config.max_seq_len if config.has_position_embedding else None
+
+    def check_fits(self, text: Sequence, num_tokens: int) -> None:
+        """Refuse to let a text become so long if its pages may not suffice.
+
+        Raises:
+            CapacityError: they may not.
+        """
+
+        def pages_needed(tokens: int) -> int:
+            return self.pages.needed(text.table, tokens, self.most_pages(tokens))
+
+        check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self.most_positions)
