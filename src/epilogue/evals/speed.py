@@ -5,6 +5,7 @@ written on a fork of the text, which is closed again: nothing is read twice.
 """
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
