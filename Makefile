@@ -6,7 +6,7 @@ BENCHMARKS ?= $(filter-out benchmarks/__init__.py benchmarks/harness.py,$(wildca
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml constraints.txt $(filter %.cpp %.hpp %.inc %CMakeLists.txt,$(wildcard native/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help write test check fix bench docs clean
@@ -45,7 +45,7 @@ docs: $(INSTALLED)-run ## write docs/cli.md anew from the commands' --help
 	$(BIN)/python docs/generate_cli.py
 
 clean: ## remove caches and builds; .venv, runs/ and shards/ stay
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist src/*.egg-info native/CMakeFiles native/CMakeCache.txt .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests docs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that `python -m venv` puts in place, so its presence says that the step came to its end.

@@ -27,7 +27,7 @@ NEW_TOKENS = 64
 
 
 def measure(model: MPT, tokenizer: Tokenizer, ids: list[int], storage: Storage, epsilon: float) -> dict[str, Any]:
-    engine = Engine(model, storage=storage, epsilon=epsilon)
+    engine = Engine(model, storage=storage, epsilon=epsilon, lookup=False)
     (row,) = measure_speed(engine, ids, [len(ids)], new_tokens=NEW_TOKENS)
     # A second reading; the dense one would take minutes to say what float32 with reach says.
     nats = -float(engine.score(ids).double().sum()) if epsilon else math.nan

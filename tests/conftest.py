@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ if IS_WORKER:
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+_test_numbers = count()
 
 
 class NetworkBlocked(RuntimeError):
@@ -61,6 +64,12 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
         patch.setattr(socket, "getaddrinfo", getaddrinfo)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_states(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a test keeps of a book lands in the user's folders, nor in another test's."""
+    monkeypatch.setenv("EPILOGUE_STATES", str(tmp_path_factory.getbasetemp() / "states" / str(next(_test_numbers))))
 
 
 @pytest.fixture(autouse=True)

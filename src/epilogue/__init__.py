@@ -14,8 +14,10 @@ Read it in this order:
     model        the architecture: configuration, ALiBi slopes and their reach, the key/value cache, MPT
     checkpoint   weights on disk
     train        shards -> checkpoint
+    quant        checkpoint -> quantised checkpoint
     engine       tokens -> tokens: sampling and the loop that writes
     evals        how good the writing is
+    hf           the model behind transformers' Auto classes; an extra
     cli          one file a verb
 
 A part imports only from parts above it; ``pyproject.toml`` holds that rule. The names below load on first
@@ -33,6 +35,7 @@ from epilogue.errors import (
     RecipeError,
     RequestError,
     ShardError,
+    StateError,
     TrainingError,
 )
 
@@ -57,6 +60,7 @@ __all__ = [
     "RequestError",
     "SamplingParams",
     "ShardError",
+    "StateError",
     "Tokenizer",
     "TrainingError",
     "load_checkpoint",

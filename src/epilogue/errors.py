@@ -6,6 +6,7 @@
     ├── RecipeError       a training recipe with an unknown or impossible setting
     ├── TrainingError     a run that cannot go on: its loss is no longer a number
     ├── CheckpointError   a tensor missing, unknown or misshapen; a setting this program does not run
+    ├── StateError        a saved book state damaged, of another version or model, or not to be written
     ├── CapacityError     more tokens than memory holds
     └── RequestError      a request's field out of range
 
@@ -36,6 +37,10 @@ class TrainingError(EpilogueError):
 
 class CheckpointError(EpilogueError):
     """A checkpoint lacks a tensor, has an unknown or misshapen one, or asks for what is not run here."""
+
+
+class StateError(EpilogueError):
+    """A saved book state is damaged, of another version or model, or cannot be written."""
 
 
 class CapacityError(EpilogueError):

@@ -166,11 +166,19 @@ def test_a_tensor_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.float8_e4m3fn])
-def test_quantised_tensors_are_named(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_tensors_that_are_no_floats_are_named(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = tiny_state(tiny_config())
+    state[QKV] = torch.zeros(48, 16).to(dtype)
+    write_layout(tmp_path, tiny_config(), state, layout="safetensors")
+    with pytest.raises(CheckpointError, match=rf"{QKV} of .* neither a float nor a part of a quantised layer"):
+        load_checkpoint(tmp_path)
+
+
+def test_codes_that_the_config_says_nothing_about_are_named(tmp_path: Path) -> None:
     state = tiny_state(tiny_config())
     name = "transformer.blocks.0.attn.Wqkv.qweight"
-    write_layout(tmp_path, tiny_config(), state | {name: torch.zeros(2, 2).to(dtype)}, layout="safetensors")
-    with pytest.raises(CheckpointError, match=rf"{name} of .* quantised checkpoints are not read yet"):
+    write_layout(tmp_path, tiny_config(), state | {name: torch.zeros(2, 2).int()}, layout="safetensors")
+    with pytest.raises(CheckpointError, match=rf"{name} of .* the config.json there says nothing about it"):
         load_checkpoint(tmp_path)
 
 

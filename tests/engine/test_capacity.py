@@ -49,13 +49,19 @@ def test_the_number_that_fits_does_fit(tiny_mpt, num_pages: int, chunk_tokens: i
 
 def test_with_eviction_a_text_of_any_length_fits(tiny_mpt) -> None:
     model = tiny_mpt(n_heads=1, n_layers=1, attn_config={"alibi_bias_max": 1})  # a slope of one half
-    engine = Engine(model, num_pages=12, chunk_tokens=128, undo_tokens=256)
+    engine = Engine(model, num_pages=12, chunk_tokens=128, undo_tokens=256, spacings=())
     text = engine.open_book([1, 2] * 1500, room_tokens=10**6)
     assert engine.pages.num_held <= 5
     engine.append(text, [3] * 100)
+    with_bookmarks = Engine(model, num_pages=28, chunk_tokens=128, undo_tokens=256)
+    text = with_bookmarks.open_book([1, 2] * 1500, room_tokens=10**6 - 3000)
+    assert 5 < with_bookmarks.pages.num_held <= 5 + 2 * 3
+    refusal(Engine(model, num_pages=27, chunk_tokens=128, undo_tokens=256), 10**6)
     refusal(Engine(model, num_pages=12, chunk_tokens=128, epsilon=0), 3000)
-    refusal(Engine(model, num_pages=12, chunk_tokens=128), 3000)  # eviction lags by 1,024 tokens
-    refusal(Engine(model, num_pages=12, chunk_tokens=4096, undo_tokens=0), 3000)  # all of it before anything can go
+    refusal(Engine(model, num_pages=12, chunk_tokens=128, spacings=()), 3000)  # eviction lags by 1,024 tokens
+    refusal(
+        Engine(model, num_pages=12, chunk_tokens=4096, undo_tokens=0, spacings=()), 3000
+    )  # all before anything can go
 
 
 def test_an_appendix_that_cannot_fit_is_refused_before_it_is_read(tiny_mpt) -> None:

@@ -24,10 +24,20 @@ MORE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def pytorch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tape writes down PyTorch's operators only, as a graph does, and on a GPU the C++ extension never runs."""
+    for op in ("few_row_linear", "reach_decode"):
+        monkeypatch.setattr(f"epilogue.kernels.{op}.op.native_is_available", lambda: False)
+
+
 def engines(model: MPT, **options: Any) -> tuple[Engine, Engine, Captures]:
     """One that runs every step as it is, and one that replays steps of one token each."""
     plain, replaying = (
-        Engine(model, **{"num_pages": 600, "epsilon": 1e-3, "chunk_tokens": 100, "undo_tokens": 0, "lookup": False} | options)
+        Engine(
+            model,
+            **{"num_pages": 600, "epsilon": 1e-3, "chunk_tokens": 100, "undo_tokens": 0, "lookup": False} | options,
+        )
         for _ in range(2)
     )
     captures = Captures()

@@ -109,7 +109,7 @@ def test_a_step_but_for_its_logits_waits_for_nothing(wide_mpt: MPT, book: list[i
     sequence.extend([2])
     torch.cuda.set_sync_debug_mode("error")
     try:
-        engine._step(sequence)
+        engine.advance(sequence)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert sequence.logits_V is not None

@@ -29,7 +29,7 @@ class Scene:
 
     def __init__(self, model: MPT) -> None:
         self.book = torch.randint(0, 61, (270,), generator=torch.Generator().manual_seed(4)).tolist()
-        self.engine = Engine(model, num_pages=60, epsilon=1e-3, chunk_tokens=60, undo_tokens=0)
+        self.engine = Engine(model, num_pages=60, epsilon=1e-3, chunk_tokens=60, undo_tokens=0, spacings=(128,))
         self.text = self.engine.open_book(self.book[:254])
         self.twin = self.engine.fork(self.text)
         self.writing = self.engine.stream(self.twin, PARAMS)

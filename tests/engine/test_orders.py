@@ -171,7 +171,9 @@ def test_texts_know_what_they_would_alone(
     tiny_mpt, books, seed: int, num_pages: int, epsilon: float, undo_tokens: int
 ) -> None:
     model = one_way(tiny_mpt(attn_config={"alibi_bias_max": 2}))
-    engine = Engine(model, num_pages=num_pages, epsilon=epsilon, chunk_tokens=CHUNK, undo_tokens=undo_tokens)
+    engine = Engine(
+        model, num_pages=num_pages, epsilon=epsilon, chunk_tokens=CHUNK, undo_tokens=undo_tokens, spacings=(128, 256)
+    )
     play, oracle = Play(engine, books, seed), Alone(model, "float32")
     for step in range(80):
         play.act()

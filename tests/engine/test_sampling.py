@@ -1,7 +1,7 @@
 """Settings that are refused, and what the sampler promises whatever the logits are."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from epilogue.engine import Sampler, SamplingParams, sampling
+from epilogue.engine.sampling_params import Stage
 from epilogue.errors import EpilogueError, RequestError
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -25,6 +26,17 @@ settings_of_a_request = st.builds(
     repetition_range_tokens=st.integers(0, 10),
     seed=st.integers(0, 2**32 - 1),
     ignore_eos=st.booleans(),
+    top_a=st.floats(0, 1),
+    tail_free=st.floats(0, 1, exclude_min=True),
+    typical=st.floats(0, 1, exclude_min=True),
+    temperature_range=st.floats(0, 3),
+    smoothing_factor=st.sampled_from([0.0, 0.3]),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    dry_multiplier=st.sampled_from([0.0, 0.8]),
+    xtc_probability=st.floats(0, 1),
+    mirostat=st.integers(0, 2),
+    order=st.permutations(get_args(Stage)).map(tuple),
 )
 
 
@@ -47,6 +59,11 @@ settings_of_a_request = st.builds(
         ("temperature", "hot", "temperature must be a finite number >= 0, got 'hot'"),
         ("temperature", True, "temperature"),
         ("max_new_tokens", None, "max_new_tokens"),
+        ("mirostat", 3, "mirostat must be 0, 1 or 2, got 3; 0 turns it off"),
+        ("order", ("top_k", "top_k"), "order must name each of repetition, .* at most once, got"),
+        ("order", ("top_z",), "order must name"),
+        ("logit_bias", {"1": 2.0}, "logit_bias must give token ids finite numbers, got '1': 2.0"),
+        ("logit_bias", {1: math.inf}, "logit_bias"),
     ],
 )
 def test_out_of_range_is_refused_in_one_sentence(name: str, value: object, message: str) -> None:
@@ -185,3 +202,33 @@ def test_wrong_calls() -> None:
         Sampler(SamplingParams(), eos_id=-1)
     with pytest.raises(ValueError, match=r"logits of one token, \[V\], got \(1, 4\)"):
         Sampler(SamplingParams()).sample(torch.zeros(1, 4), [])
+
+
+def test_a_bias_makes_a_token_likelier_and_a_ban_impossible() -> None:
+    logits_V = torch.tensor([1.0, 0.0, 0.5])
+    biased = Sampler(SamplingParams(temperature=0, logit_bias={1: 2.0, 99: 5.0}))
+    banned = Sampler(SamplingParams(temperature=0, logit_bias={0: -math.inf}))
+    assert [biased.sample(logits_V, []), banned.sample(logits_V, [])] == [1, 2]
+
+
+def test_a_ban_of_everything_is_refused() -> None:
+    sampler = Sampler(SamplingParams(logit_bias=dict.fromkeys(range(3), -math.inf)))
+    with pytest.raises(RequestError, match="all 3 tokens are banned"):
+        sampler.sample(torch.zeros(3), [])
+
+
+def test_the_order_of_the_stages_is_followed() -> None:
+    """A hot temperature before min_p lets through what it would not have after."""
+    logits_V = torch.tensor([4.0, 0.0])
+    settings: dict[str, Any] = OFF | {"temperature": 4.0, "min_p": 0.2, "seed": 0}
+    first = Sampler(SamplingParams(**settings, order=("temperature", "top_p"))).probabilities(logits_V, [])
+    last = Sampler(SamplingParams(**settings, order=("top_p", "temperature"))).probabilities(logits_V, [])
+    assert (first > 0).tolist() == [True, True]
+    assert (last > 0).tolist() == [True, False]
+
+
+def test_xtc_acts_as_often_as_asked() -> None:
+    logits_V = torch.tensor([2.0, 1.9, -5.0])
+    sampler = Sampler(SamplingParams(seed=3, xtc_probability=0.3, xtc_threshold=0.2, **OFF))
+    without = sum(float(sampler.probabilities(logits_V, range(n))[0]) == 0 for n in range(1000))
+    assert 240 < without < 360

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import MptConfig, MptForCausalLM
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from epilogue.model import MPT, AttentionConfig, MPTConfig
+from epilogue.model import MPT, AttentionConfig, MPTConfig, alibi_slopes
 from model.paged import Paged
 
 VOCABULARY = 97
@@ -72,6 +73,16 @@ def test_same_truth() -> None:
     ours, theirs = pair(3, 1.0)
     ids = torch.randint(VOCABULARY, (2, 63))
     torch.testing.assert_close(ours.double()(ids), theirs.double()(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias_max", [8, 16])
+def test_same_biases(bias_max: int) -> None:
+    for n_heads in range(1, 64):
+        for length in (1, 2, 8, 13, 64, 195, 256):
+            theirs_H1S = build_mpt_alibi_tensor(n_heads, length, bias_max)
+            distance_S = torch.arange(length - 1, -1, -1)
+            ours_H1S = -alibi_slopes(n_heads, bias_max)[:, None, None] * distance_S
+            torch.testing.assert_close(ours_H1S, theirs_H1S, rtol=1e-6, atol=0)
 
 
 @torch.no_grad()

@@ -117,8 +117,6 @@ UNSUPPORTED_ON_TOP = {
     "block_overrides": {"order": []},
     "head_dim": 64,
     "fc_type": "te",
-    "quantization_config": {"bits": 4},
-    "gptq_bits": 4,
 }
 
 

@@ -118,8 +118,8 @@ def test_a_page_knows_bounds_of_its_keys() -> None:
 def test_what_was_evicted_counts_as_left_out() -> None:
     """Also where a plan of its own would have looked at it."""
     table = PageTable.empty(CONFIG, capacity_tokens=4 * PAGE_TOKENS)
-    table.ids_LKP[...] = 0
-    table.ids_LKP[1, 1, :2] = -1
+    table.ids_LKP[...], table.num_tokens = 0, 4 * PAGE_TOKENS
+    table.ids_LKP[1, 1, 1] = -1  # the page before it is kept for a bookmark
     plan = ReachPlan(
         torch.tensor([[0, 128, 256]]).repeat(6, 1), torch.full((6, 3), 1e-9, dtype=torch.float64), 512, 512
     )

@@ -25,12 +25,12 @@ def check_storage(name: str, tensor: Tensor) -> None:
     """Refuse a tensor that is not plain floating-point numbers.
 
     Raises:
-        CheckpointError: integers or 8-bit floats (a quantised checkpoint), or no dense values at all.
+        CheckpointError: integers or 8-bit floats, or no dense values at all.
     """
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(
-            f"the tensor {name} is {tensor.dtype}: quantised checkpoints are not read yet; use one in float16, "
-            f"bfloat16 or float32"
+            f"the tensor {name} is {tensor.dtype}, which is neither a float nor a part of a quantised layer; use a "
+            f"checkpoint in float16, bfloat16 or float32, or one that GPTQ has quantised"
         )
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise CheckpointError(f"the tensor {name} holds no dense values; save it as a plain tensor")
@@ -43,6 +43,8 @@ def convert(name: str, tensor: Tensor, *, dtype: torch.dtype, device: torch.devi
         CheckpointError: a finite value becomes infinite (float16 ends at 65,504).
     """
     copy = tensor.detach().to(device=device, dtype=dtype, copy=True, memory_format=torch.contiguous_format)
+    if not tensor.is_floating_point():
+        return copy
     is_narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
     if is_narrower and bool(copy.isinf().sum() > tensor.isinf().sum()):
         raise CheckpointError(f"the tensor {name} has values too large for {dtype}; choose bfloat16 or float32")

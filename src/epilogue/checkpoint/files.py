@@ -1,7 +1,8 @@
 """The files of a checkpoint directory: JSON objects, and tensors by name, one shard at a time.
 
 Knows file formats and nothing of MPT. Weights are looked for in this order: ``model.safetensors``, its index with
-shards, ``pytorch_model.bin``, its index with shards, one Composer checkpoint ``*.pt``.
+shards, ``pytorch_model.bin``, its index with shards, a quantised file under the names that KoboldAI's 4-bit fork and
+AutoGPTQ gave it (``4bit*.safetensors``, ``4bit*.pt``, ``gptq_model-*.safetensors``), one Composer checkpoint ``*.pt``.
 """
 
 import json
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from epilogue.checkpoint.gguf import is_gguf, read_gguf_tensors
 from epilogue.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -25,6 +27,7 @@ SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = f"{SAFETENSORS}.index.json"
 TORCH = "pytorch_model.bin"
 TORCH_INDEX = f"{TORCH}.index.json"
+_QUANTISED = ("4bit*.safetensors", "4bit*.pt", "gptq_model-*.safetensors")
 
 _RECONSTRUCT_ARRAY = np.empty(0).__reduce__()[0]
 # Composer keeps random states (arrays) and clocks beside the weights; these make plain values, no code of a file's own.
@@ -64,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all weights in a directory, as stored and on the CPU.
+    """Names and tensors of all weights in a directory or a .gguf, as stored and on the CPU.
 
     A tensor may be a view of the mapped file: copy what should outlive the step. Every shard is known to be there
     before the first is opened.
@@ -75,6 +78,9 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 
     Memory: one shard, and of a safetensors shard one tensor; all of it pages of files that the system may drop.
     """
+    if is_gguf(directory):
+        yield from read_gguf_tensors(directory)
+        return
     for path, weight_map in _shards(directory):
         tensors = _safetensors if path.suffix == ".safetensors" else _torch_tensors
         for name, tensor in tensors(path):
@@ -92,6 +98,8 @@ def _shards(directory: Path) -> list[tuple[Path, dict[str, str]]]:
         if (directory / index).is_file():
             weight_map = _weight_map(directory / index)
             return [(directory / shard, weight_map) for shard in dict.fromkeys(weight_map.values())]
+    if file := quantised_file(directory):
+        return [(file, {})]
     composer = sorted(directory.glob("*.pt"))
     if len(composer) > 1:
         names = ", ".join(path.name for path in composer[:8])
@@ -100,8 +108,23 @@ def _shards(directory: Path) -> list[tuple[Path, dict[str, str]]]:
         return [(composer[0], {})]
     raise CheckpointError(
         f"{directory} holds no weights; wanted {SAFETENSORS}, {SAFETENSORS_INDEX} with its shards, {TORCH}, "
-        f"{TORCH_INDEX} with its shards, or one Composer checkpoint (*.pt)"
+        f"{TORCH_INDEX} with its shards, a quantised 4bit*.safetensors or 4bit*.pt, or one Composer checkpoint (*.pt)"
     )
+
+
+def quantised_file(directory: Path) -> Path | None:
+    """The file of quantised weights that only its name tells, if there is one.
+
+    Raises:
+        CheckpointError: there are several of a kind.
+    """
+    for pattern in _QUANTISED:
+        if found := sorted(path for path in directory.glob(pattern) if "4bit-old" not in path.name):
+            if len(found) > 1:
+                names = ", ".join(path.name for path in found[:8])
+                raise CheckpointError(f"{directory} holds several quantised files ({names}); leave one of them there")
+            return found[0]
+    return None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -12,16 +12,18 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from epilogue.checkpoint.files import CONFIG, SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX, reason
+from epilogue.checkpoint.gguf import is_gguf
 from epilogue.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[a-z0-9][\w.-]*/[a-z0-9_][\w.-]*", flags=re.ASCII | re.IGNORECASE)
 _DISK_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, TORCH, TORCH_INDEX)
+_LEGACY = (".safetensors", ".pt")
 _LOGIN = "log in with `hf auth login`"
 
 
 def resolve(source: str | Path) -> Path:
-    """The directory of a checkpoint: the source itself if it is one, else that of the hub's ``owner/name``.
+    """The directory of a checkpoint: the source itself if it is one or a .gguf, else that of the hub's ``owner/name``.
 
     What is fetched goes to the hub's own cache, with its progress bars; safetensors if there are any, else
     ``pytorch_model*.bin``. Without a network, what the cache holds is used.
@@ -67,6 +69,8 @@ def _local(source: str | Path) -> Path | None:
     path = Path(os.path.expanduser(source))  # Path.expanduser raises on unknown users
     if path.is_dir() and str(source):
         return path
+    if is_gguf(path):
+        return path
     if path.is_file():
         raise CheckpointError(f"{source} is a file; give the directory that holds it and {CONFIG}")
     if not _HUB_ID.fullmatch(str(source)):
@@ -83,6 +87,8 @@ def _wanted_files(hub_id: str, names: list[str]) -> list[str]:
         weights = [name for name in top if name.endswith(".safetensors")]
     elif {TORCH, TORCH_INDEX} & set(top):
         weights = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+    elif quantised := [name for name in top if name.startswith(("4bit", "gptq_model-")) and name.endswith(_LEGACY)]:
+        weights = quantised
     else:
         raise CheckpointError(
             f"{hub_id} has neither {SAFETENSORS} nor {TORCH}, whole or in shards; choose another model on the hub"

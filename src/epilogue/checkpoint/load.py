@@ -1,4 +1,4 @@
-"""A checkpoint directory to a model that is ready to read."""
+"""A checkpoint directory or a .gguf to a model that is ready to read."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from epilogue.checkpoint.hub import resolve
 from epilogue.checkpoint.huggingface import EMBEDDING, HEAD, POSITIONS, own_name
 from epilogue.checkpoint.inventory import Departures, empty_model, wanted_shapes
 from epilogue.checkpoint.metadata import load_config
+from epilogue.checkpoint.quantised import QuantisedLayers, quantised_as_stored
 from epilogue.errors import CheckpointError
 from epilogue.model import MPT, MPTConfig
 
@@ -25,7 +26,7 @@ class Checkpoint:
     config: MPTConfig
     """The model's own; max_seq_len as asked for."""
     directory: Path
-    """Where the files lie; a model of the hub lies in its cache."""
+    """Where the files lie, or the .gguf itself; a model of the hub lies in its cache."""
     dtype: torch.dtype
     """What the weights are."""
 
@@ -40,21 +41,24 @@ def load_checkpoint(
     """Read a checkpoint and check that it is whole.
 
     Args:
-        source: a directory, or ``owner/name`` on the hub.
+        source: a directory, a .gguf, or ``owner/name`` on the hub.
         device: where the weights go, tensor by tensor.
         dtype: float32, float16, bfloat16 or float64; None for the one on disk (of most values, if there are several).
         max_seq_len: in place of the config's; learned positions can be shortened only.
 
     Raises:
-        CheckpointError: no such source; files missing or damaged; tensors missing, unknown, misshapen or quantised; a
-            config that asks for what is not run here.
+        CheckpointError: no such source; files missing or damaged; tensors missing, unknown or misshapen; a config that
+            asks for what is not run here, or contradicts the tensors.
         ValueError: another dtype, or a max_seq_len below 1.
 
-    Memory: the weights and one shard, the latter as pages of its file.
+    Quantised weights keep their codes and scales, whatever ``dtype`` is: it is that of the rest, and of the products.
+
+    Memory: the weights and one shard, the latter as pages of its file; of a quantised one all shards.
     """
     check_dtype(dtype)
     directory = resolve(source)
     stored = load_config(directory)
+    stored = quantised_as_stored(stored, directory)
     config = _with_length(stored, max_seq_len, directory)
     filling = _Filling(empty_model(config), stored, directory=directory, device=device, dtype=dtype)
     for name, tensor in read_tensors(directory):
@@ -88,7 +92,8 @@ class _Filling:
         dtype: torch.dtype | None,
     ) -> None:
         self._model = model
-        self._wanted = wanted_shapes(stored)
+        self._packed = QuantisedLayers(stored, directory)
+        self._wanted = self._packed.without(wanted_shapes(replace(stored, quantization=None)))
         self._is_tied = stored.tie_word_embeddings
         self._directory = directory
         self._device = device
@@ -98,7 +103,7 @@ class _Filling:
 
     def place(self, foreign: str, tensor: Tensor) -> None:
         name = own_name(foreign, is_tied=self._is_tied)
-        if name is None:
+        if name is None or self._packed.takes(name, tensor):
             return
         check_storage(f"{foreign} of {self._directory}", tensor)
         if name not in self._wanted:
@@ -115,12 +120,13 @@ class _Filling:
 
     def finish(self) -> MPT:
         """The model, whole and in one dtype."""
-        self._departures.missing = [name for name in self._wanted if name not in self._seen]
+        self._departures.missing = [name for name in self._wanted if name not in self._seen] + self._packed.missing()
         if self._departures:
             raise CheckpointError(
                 f"the weights in {self._directory} do not fit its {CONFIG} ({self._departures}); "
                 f"get both from the same source"
             )
+        self._packed.place(self._model, device=self._device)
         dtype = self._dtype or prevailing_dtype(self._model.parameters())
         # Also makes the buffers anew, which are no part of a checkpoint.
         return self._model.to(device=self._device, dtype=dtype).eval()

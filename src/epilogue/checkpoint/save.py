@@ -51,20 +51,53 @@ def save_checkpoint(
     Memory: one shard on the host. Disk: the old and the new checkpoint at once.
     """
     _check_call(state, config, dtype, max_shard_bytes)
-    shards = _shards(state, dtype, max_shard_bytes)
-    stored_dtype = dtype or prevailing_dtype(state.values())
+    extras = {"generation_config.json": _as_json(_generation_config(config))}
+    if card is not None:
+        extras["README.md"] = card
+    write_directory(
+        directory, state, config_json(config, dtype or prevailing_dtype(state.values())),
+        dtype=dtype, tokenizer_file=tokenizer_file, extras=extras, max_shard_bytes=max_shard_bytes,
+    )  # fmt: skip
+
+
+def write_directory(
+    directory: str | Path,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer_file: Path | None = None,
+    extras: Mapping[str, str],
+    max_shard_bytes: int,
+    single: str = SAFETENSORS,
+) -> None:
+    """Write tensors, a config.json of this content and other text files, all at once or not at all.
+
+    Args:
+        directory: made if need be; a checkpoint in it is replaced.
+        state: tensors by name; none is checked.
+        config: the content of config.json.
+        dtype: that of all floats, None for their own.
+        tokenizer_file: copied to tokenizer.json.
+        extras: text files by name.
+        max_shard_bytes: more than this go to several files with an index.
+        single: what the file of weights is called if there is one only.
+
+    Raises:
+        CheckpointError: the files cannot be written, or a value is too large for the dtype.
+    """
+    shards = _shards(state, dtype, max_shard_bytes, single)
     try:
         with Staging(Path(directory)) as staging:
             for file, names in shards.items():
                 _write_shard(staging.path(file), {name: state[name] for name in names}, dtype)
             if len(shards) > 1:
-                _write_json(staging.path(SAFETENSORS_INDEX), _index(shards, state, dtype))
-            _write_json(staging.path("generation_config.json"), _generation_config(config))
-            if card is not None:
-                staging.path("README.md").write_text(card, encoding="utf-8")
+                staging.path(SAFETENSORS_INDEX).write_text(_as_json(_index(shards, state, dtype)), encoding="utf-8")
+            for name, text in extras.items():
+                staging.path(name).write_text(text, encoding="utf-8")
             if tokenizer_file is not None:
                 shutil.copyfile(tokenizer_file, staging.path(TOKENIZER))
-            _write_json(staging.path(CONFIG), _config_json(config, stored_dtype))
+            staging.path(CONFIG).write_text(_as_json(config), encoding="utf-8")
             staging.commit(seal=CONFIG, stale=_stale(Path(directory), shards))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -84,11 +117,17 @@ def _check_call(
         check_dtype(tensor.dtype)
 
 
+def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
 def _num_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
-    return tensor.numel() * (dtype or tensor.dtype).itemsize
+    return tensor.numel() * _stored_dtype(tensor, dtype).itemsize
 
 
-def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, most_bytes: int) -> dict[str, list[str]]:
+def _shards(
+    state: Mapping[str, Tensor], dtype: torch.dtype | None, most_bytes: int, single: str
+) -> dict[str, list[str]]:
     """Tensor names by file, in the order of the state."""
     groups: list[list[str]] = [[]]
     filled = 0
@@ -100,19 +139,20 @@ def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, most_bytes: 
         groups[-1].append(name)
         filled += size
     if len(groups) == 1:
-        return {SAFETENSORS: groups[0]}
+        return {single: groups[0]}
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
     on_host = {
-        name: convert(name, tensor, dtype=dtype or tensor.dtype, device="cpu") for name, tensor in tensors.items()
+        name: convert(name, tensor, dtype=_stored_dtype(tensor, dtype), device="cpu")
+        for name, tensor in tensors.items()
     }
     save_file(on_host, path, metadata={"format": "pt"})
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _index(shards: dict[str, list[str]], state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Any]:
@@ -122,7 +162,8 @@ def _index(shards: dict[str, list[str]], state: Mapping[str, Tensor], dtype: tor
     }
 
 
-def _config_json(config: MPTConfig, dtype: torch.dtype) -> dict[str, Any]:
+def config_json(config: MPTConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The content of a config.json as other programs want it, for weights of this dtype."""
     content = config_to_dict(config)
     # Both spellings exist and readers disagree on which wins; auto_map would point at code that is not there.
     for key in ("dtype", "auto_map"):
@@ -131,7 +172,8 @@ def _config_json(config: MPTConfig, dtype: torch.dtype) -> dict[str, Any]:
     for key in ("attn_pdrop", "alibi_bias_max"):
         content["attn_config"][key] = _whole(content["attn_config"][key])
     content["expansion_ratio"] = _whole(content["expansion_ratio"])
-    return content | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    # transformers' own MPT knows the norms' epsilon by another name.
+    return content | {"torch_dtype": str(dtype).removeprefix("torch."), "layer_norm_epsilon": config.norm_eps}
 
 
 def _whole(number: float) -> float:
@@ -139,8 +181,8 @@ def _whole(number: float) -> float:
 
 
 def _generation_config(config: MPTConfig) -> dict[str, Any]:
-    eos = config.extra.get("eos_token_id")
-    return {"use_cache": True} | ({} if eos is None else {"eos_token_id": eos})
+    ids = {key: config.extra.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"use_cache": True} | {key: value for key, value in ids.items() if value is not None}
 
 
 def _stale(directory: Path, shards: dict[str, list[str]]) -> list[str]:

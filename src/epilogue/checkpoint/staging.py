@@ -1,10 +1,14 @@
 """Files that appear in a directory all at once, or not at all."""
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
+from uuid import uuid4
+
+import psutil
 
 _SUFFIX = ".partial"
 
@@ -63,6 +67,44 @@ class Staging:
 
     def _partial(self, name: str) -> Path:
         return self._directory / f".{name}{_SUFFIX}"
+
+
+@contextmanager
+def whole_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """One file to write, which appears under its name when the block is left without an error, and not before.
+
+    Any number of processes may write files of one name; the last one stays. What a killed one has left is cleared
+    away by ``clear_leftovers``.
+
+    Args:
+        path: replaced if it is there.
+        mode: who may read it, within the process's umask; its owner alone if nothing else is said.
+
+    Raises:
+        OSError: the file system refuses; nothing has changed.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{uuid4().hex[:8]}{_SUFFIX}")
+    try:
+        with open(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # nothing hides the error that led here
+            partial.unlink(missing_ok=True)
+        raise
+    with suppress(OSError):  # some systems cannot open folders; the file is whole either way
+        _flush(path.parent)
+
+
+def clear_leftovers(directory: Path) -> None:
+    """Remove the files that ``whole_file`` had begun in processes that are no more."""
+    for partial in directory.glob(f".*{_SUFFIX}"):
+        parts = partial.name.split(".")
+        if len(parts) >= 4 and parts[-3].isdecimal() and not psutil.pid_exists(int(parts[-3])):
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

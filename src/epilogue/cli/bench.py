@@ -81,7 +81,7 @@ def run_bench(options: BenchOptions) -> None:
 
 
 def _measure(measured: Measurement, lengths: list[int], new_tokens: int, console: Console) -> None:
-    engine = Engine(measured.model, storage=measured.storage, epsilon=measured.epsilon)
+    engine = Engine(measured.model, storage=measured.storage, epsilon=measured.epsilon, lookup=False)
     with Watch(console, "reading", unit="tokens", total=lengths[-1]) as watch:
         rows = measure_speed(
             engine,

@@ -59,11 +59,15 @@ def write(
     max_seq_len: options.MaxSeqLen = None,
     kv_storage: options.KvStorage = "auto",
     epsilon: options.Epsilon = 1e-6,
+    no_keep: options.NoKeep = False,
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
     json: options.Json = False,
 ) -> None:
     """Read a book and write what comes next.
 
-    Only the story goes to stdout. Ctrl-C stops and keeps what was written.
+    Only the story goes to stdout. Ctrl-C stops and keeps what was written. A book that was read is kept, and what has
+    not changed since is not read again.
 
     Examples:
 
@@ -75,12 +79,14 @@ def write(
 
       epilogue write gutenberg:64317 --model ./mpt-7b-storywriter
     """
+    from epilogue.cli.shelf import library_at
     from epilogue.cli.write import WriteOptions, run_write
 
     run_write(
         WriteOptions(
             book=book, model=model, prompt=prompt, stop=tuple(stop or ()), device=device, dtype=dtype,
             max_seq_len=max_seq_len, kv_storage=kv_storage, epsilon=epsilon, as_json=json,
+            library=library_at(states, states_gib), keeps=not no_keep,
             sampling={
                 "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
                 "min_p": min_p, "repetition_penalty": repetition_penalty,
@@ -88,6 +94,73 @@ def write(
             },
         )
     )  # fmt: skip
+
+
+@app.command()
+def read(
+    book: options.Book = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
+    json: options.Json = False,
+) -> None:
+    """Read a book and keep what was read.
+
+    `epilogue write` with the same book and options then begins at once. Of a book that was edited only what is behind
+    the first change is read. Ctrl-C keeps what was read so far; the same command goes on from there.
+
+    Example:
+
+      epilogue read novel.txt
+    """
+    from epilogue.cli.read import ReadOptions, run_read
+    from epilogue.cli.shelf import library_at
+
+    run_read(
+        ReadOptions(
+            book=book, model=model, device=device, dtype=dtype, kv_storage=kv_storage, epsilon=epsilon,
+            library=library_at(states, states_gib), as_json=json,
+        )
+    )  # fmt: skip
+
+
+states_app = typer.Typer(help="List and remove what is kept of books that were read.", no_args_is_help=True)
+app.add_typer(states_app, name="states", rich_help_panel=None)
+
+
+@states_app.command("list")
+def list_states(
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
+    json: options.Json = False,
+) -> None:
+    """Show what is kept, the book used last first."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_list
+
+    run_list(library_at(states, states_gib), as_json=json)
+
+
+@states_app.command("remove")
+def remove_states(ids: options.Ids, states: options.States = None) -> None:
+    """Remove some of what is kept."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_remove
+
+    run_remove(library_at(states, None), ids)
+
+
+@states_app.command("clear")
+def clear_states(states: options.States = None) -> None:
+    """Remove all that is kept."""
+    from epilogue.cli.shelf import library_at
+    from epilogue.cli.states import run_clear
+
+    run_clear(library_at(states, None))
 
 
 @app.command()
@@ -190,5 +263,97 @@ def bench(
         BenchOptions(
             model=model, book=book, lengths=lengths, new_tokens=new_tokens, device=device, dtype=dtype,
             kv_storage=kv_storage, epsilon=epsilon, as_json=json,
+        )
+    )  # fmt: skip
+
+
+@app.command(short_help="Quantise a model to 4 or 8 bits, calibrated on books.")
+def quantize(
+    model: options.DenseModel,
+    out: options.QuantizedOut,
+    bits: options.Bits = 4,
+    group_size: options.GroupSize = 128,
+    act_order: options.ActOrder = False,
+    sym: options.Symmetric = True,
+    method: options.Method = "gptq",
+    calibration: options.Calibration = None,
+    held_out: options.HeldOutBooks = None,
+    samples: options.Samples = 16,
+    sequence_length: options.SequenceLength = 8192,
+    json: options.Json = False,
+) -> None:
+    """Quantise a model to 4 or 8 bits, block after block from disk, and measure what it lost.
+
+    Calibration reads whole books with the model's own attention. Ctrl-C keeps the blocks that are done; the same
+    command goes on from there. The new folder goes to stdout and is a model like any other.
+
+    Example:
+
+      epilogue quantize ./mpt-7b-storywriter ./storywriter-4bit --calibration novels/
+    """
+    from epilogue.cli.quantize import run_quantize
+
+    run_quantize(
+        model, out, bits=bits, group_size=group_size, is_symmetric=sym, has_act_order=act_order, method=method,
+        calibration=calibration or [], held_out=held_out or [], num_samples=samples, sequence_tokens=sequence_length,
+        as_json=json,
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    model: options.ExportModel,
+    out: options.ExportOut,
+    format_: options.ExportFormat = None,
+    type_: options.ExportType = None,
+    push_to: options.PushTo = None,
+) -> None:
+    """Write a model in the format of another program.
+
+    gguf is for llama.cpp and KoboldCpp, one file with the tokenizer in it; hf a folder for transformers, with a model
+    card; gptq, gptq_v2 and kobold (KoboldAI's 4-bit fork) folders of a model that `epilogue quantize` made.
+
+    Examples:
+
+      epilogue export ./mpt-7b-storywriter storywriter.gguf --type q8_0
+
+      epilogue export bundled epilogue-tiny.gguf
+
+      epilogue export ./storywriter-4bit ./for-koboldai --format kobold
+    """
+    from epilogue.cli.export import run_export
+
+    run_export(model, out, format_name=format_, weight_type=type_, push_to=push_to)
+
+
+@app.command(short_help="Serve the Kobold and OpenAI APIs.")
+def serve(
+    model: options.Model = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 5001,
+    api_key: options.ApiKey = None,
+    insecure: options.Insecure = False,
+    allow_origin: options.AllowOrigin = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    kv_storage: options.KvStorage = "auto",
+    epsilon: options.Epsilon = 1e-6,
+) -> None:
+    """Serve a model to story-writing front ends, over the Kobold and OpenAI APIs.
+
+    A text that one request has read is not read again by the next. Ctrl-C stops.
+
+    Example:
+
+      epilogue serve --kv-storage int8
+    """
+    from epilogue.cli.serve import ServeOptions, run_serve
+
+    run_serve(
+        ServeOptions(
+            model=model, host=host, port=port, api_key=api_key, is_insecure=insecure,
+            allowed_origins=tuple(allow_origin or ("*",)), device=device, dtype=dtype, max_seq_len=max_seq_len,
+            kv_storage=kv_storage, epsilon=epsilon,
         )
     )  # fmt: skip

@@ -9,7 +9,7 @@ from rich.table import Table
 from epilogue.checkpoint import load_config
 from epilogue.cli.settings import BUNDLED_MODEL, in_words, name_of, named_size
 from epilogue.engine import available_bytes
-from epilogue.model import MPTConfig, kv_bytes_per_token, num_parameters, read_flops
+from epilogue.model import MPTConfig, Quantization, kv_bytes_per_token, num_parameters, read_flops, weight_bytes
 
 _LENGTHS = (2048, 16384, 65536, 83968)
 _DTYPE = torch.bfloat16
@@ -28,10 +28,6 @@ def run_info(model: str | None, *, as_json: bool) -> None:
         _draw(name_of(model), config)
 
 
-def _weight_bytes(config: MPTConfig) -> int:
-    return num_parameters(config) * _DTYPE.itemsize
-
-
 def _as_dict(config: MPTConfig) -> dict[str, object]:
     attention = config.attn_config
     return {
@@ -45,8 +41,10 @@ def _as_dict(config: MPTConfig) -> dict[str, object]:
         "alibi_bias_max": attention.alibi_bias_max if attention.alibi else None,
         "clip_qkv": attention.clip_qkv,
         "qk_ln": attention.qk_ln,
+        "bits": config.quantization.bits if config.quantization else None,
+        "group_size": config.quantization.group_size if config.quantization else None,
         "kv_bytes_per_token_bf16": kv_bytes_per_token(config, _DTYPE),
-        "weight_bytes_bf16": _weight_bytes(config),
+        "weight_bytes_bf16": weight_bytes(config, _DTYPE),
         "read_flops": {str(length): read_flops(config, length) for length in _lengths(config)},
     }
 
@@ -65,7 +63,10 @@ def _draw(name: str, config: MPTConfig) -> None:
         f"{config.kv_n_heads} heads of keys and values" if config.kv_n_heads != config.n_heads else "",
     ]
     facts = Table(title=name, show_header=False, box=None, title_justify="left", title_style="bold", pad_edge=False)
-    facts.add_row("parameters", f"{num_parameters(config):,}, {in_words(_weight_bytes(config))} in bf16")
+    where = " of memory" if config.quantization else " in bf16"
+    facts.add_row("parameters", f"{num_parameters(config):,}, {in_words(weight_bytes(config, _DTYPE))}{where}")
+    if config.quantization:
+        facts.add_row("quantised", _quantised(config.quantization))
     shape = f"{config.n_layers} layers, {config.n_heads} heads of {config.head_dim}, d_model {config.d_model}"
     facts.add_row("shape", ", ".join([shape, *filter(None, kinds)]))
     facts.add_row("vocabulary", f"{config.vocab_size:,} tokens")
@@ -78,6 +79,11 @@ def _draw(name: str, config: MPTConfig) -> None:
     console.print(_costs(config))
 
 
+def _quantised(found: Quantization) -> str:
+    groups = {None: "", -1: ", one group an output"}.get(found.group_size, f", groups of {found.group_size}")
+    return f"{found.bits} bits in the blocks{groups}; the rest in bf16"
+
+
 def _costs(config: MPTConfig) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("a text of", "its keys and values", "with the weights", "arithmetic to read it"):
@@ -87,7 +93,7 @@ def _costs(config: MPTConfig) -> Table:
         table.add_row(
             f"{length:,} tokens",
             in_words(cache),
-            in_words(cache + _weight_bytes(config)),
+            in_words(cache + weight_bytes(config, _DTYPE)),
             f"{read_flops(config, length) / 1e12:,.1f} TFLOP",
         )
     return table

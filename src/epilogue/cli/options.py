@@ -27,6 +27,27 @@ Dtype = Annotated[
     ),
 ]
 
+States = Annotated[
+    Path | None,
+    typer.Option(
+        "--states",
+        metavar="DIR",
+        envvar="EPILOGUE_STATES",
+        help="Where books that were read are kept; the user's cache folder if left out.",
+    ),
+]
+StatesGib = Annotated[
+    float | None,
+    typer.Option(
+        "--states-gib",
+        metavar="X",
+        min=0,
+        envvar="EPILOGUE_STATES_GIB",
+        help="How much they may take together, in GiB, before the least lately used go; a tenth of the disk's free room"
+        " if left out.",
+    ),
+]
+
 # Of `write`.
 Book = Annotated[
     str | None,
@@ -113,6 +134,11 @@ MaxSeqLen = Annotated[
     ),
 ]
 
+NoKeep = Annotated[bool, typer.Option("--no-keep", help="Do not keep the book for the next time.")]
+
+# Of `states remove`.
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="As `epilogue states list` shows it, or its beginning.")]
+
 # Of `info`.
 ModelOrSize = Annotated[
     str | None,
@@ -167,3 +193,89 @@ Context = Annotated[
     int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
 ]
 NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]
+
+# Of `quantize`.
+DenseModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A dense checkpoint's folder or hub id, or bundled for the model that comes along."
+    ),
+]
+QuantizedOut = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not be there yet.")]
+Bits = Annotated[int, typer.Option("--bits", metavar="N", help="4 or 8 bits a weight.")]
+GroupSize = Annotated[
+    int,
+    typer.Option("--group-size", metavar="N", help="So many weights share a scale; -1 for all that make one output."),
+]
+ActOrder = Annotated[
+    bool,
+    typer.Option("--act-order", help="Round the columns with the largest inputs first; better, not for all readers."),
+]
+Symmetric = Annotated[
+    bool, typer.Option("--sym/--asym", help="Zero in the middle of every group's range, or wherever it fits best.")
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", help="gptq, or rtn: round every weight to nearest, calibrating on nothing."
+    ),
+]
+Calibration = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--calibration",
+        metavar="BOOK",
+        help=f"What to read meanwhile: {_BOOKS} May be given again; the bundled story if left out.",
+    ),
+]
+HeldOutBooks = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--held-out",
+        metavar="BOOK",
+        help="What to measure on, not read in calibration; may be given again; of the bundled story if left out.",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Read so many samples at most.")]
+SequenceLength = Annotated[
+    int,
+    typer.Option("--sequence-length", metavar="N", min=2, max=65536, help="Tokens of a sample, from a book's start."),
+]
+
+# Of `export`.
+ExportModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A checkpoint's folder, a .gguf, a hub id, or bundled for the model that comes along."
+    ),
+]
+ExportOut = Annotated[Path, typer.Argument(metavar="OUT", help="What to write; replaced if it is there.")]
+ExportFormat = Annotated[
+    str | None, typer.Option("--format", metavar="NAME", help="gguf, hf, gptq, gptq_v2 or kobold; gguf told by OUT.")
+]
+ExportType = Annotated[
+    str | None,
+    typer.Option("--type", metavar="NAME", help="Weights as f32, f16 or bf16 (gguf, hf), q8_0 or q4_0 (gguf)."),
+]
+
+# Of `serve`.
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Listen here.")]
+Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen on this port.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="EPILOGUE_API_KEY", help="Let in only who sends it as a bearer token."
+    ),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Listen to other machines without a key.")]
+AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Let pages of this origin call; any may, if left out. Several times for several.",
+    ),
+]
+PushTo = Annotated[
+    str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Upload to the hub afterwards; of hf alone.")
+]

@@ -7,12 +7,14 @@ from typing import cast, get_args
 import torch
 
 from epilogue.checkpoint import Checkpoint, load_checkpoint, load_config
-from epilogue.engine import Storage, available_bytes
+from epilogue.engine import Engine, Storage, available_bytes
 from epilogue.errors import CapacityError, RequestError
-from epilogue.model import MPT, NAMED_SIZES, MPTConfig, num_parameters
+from epilogue.model import MPT, NAMED_SIZES, MPTConfig, weight_bytes
 
 _BUNDLED = Path(str(files("epilogue"))) / "bundled"
 BUNDLED_MODEL = _BUNDLED / "epilogue-tiny"
+BUNDLED_NAME = "bundled"
+"""What calls for the bundled model where a model must be named."""
 BUNDLED_BOOK = _BUNDLED / "a-life-in-being.txt"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,6 +91,15 @@ def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int 
     return load_checkpoint(place, device=chosen, dtype=weights_dtype, max_seq_len=max_seq_len)
 
 
+def open_engine(checkpoint: Checkpoint, *, storage: str, epsilon: float) -> Engine:
+    """An engine on a loaded model.
+
+    Raises:
+        RequestError: an unknown storage, or an epsilon that is no share.
+    """
+    return Engine.on(checkpoint, storage=choose_storage(storage, checkpoint.dtype), epsilon=check_epsilon(epsilon))
+
+
 def random_model(name: str, config: MPTConfig, *, device: str, dtype: str) -> MPT:
     """A model of a named size with fresh weights, as training begins with, drawn from a fixed seed.
 
@@ -124,7 +135,7 @@ def in_words(num_bytes: float) -> str:
 
 
 def _check_memory(config: MPTConfig, name: str, device: str, dtype: torch.dtype) -> None:
-    needed, available = num_parameters(config) * dtype.itemsize, available_bytes(torch.device(device))
+    needed, available = weight_bytes(config, dtype), available_bytes(torch.device(device))
     if needed > available:
         advice = "--dtype bfloat16 halves that" if dtype.itemsize > 2 else "a smaller model or more memory is needed"
         raise CapacityError(

@@ -8,6 +8,8 @@ from typing import Literal
 from rich.console import Console
 
 from epilogue.cli.progress import Watch
+from epilogue.cli.reading import Reading
+from epilogue.cli.shelf import Shelf
 from epilogue.engine import Engine, SamplingParams, Sequence, stream_text
 from epilogue.text import TextStream, Tokenizer
 
@@ -23,14 +25,42 @@ class Story:
     params: SamplingParams
     stop: tuple[str, ...]
 
-    num_read: int = 0
-    read_s: float = 0.0
+    shelf: Shelf | None = None
     num_written: int = 0
     write_s: float = 0.0
     pieces: list[str] = field(default_factory=list)
     """The text that was written."""
     ended_by: Literal["length", "stop", "end_of_text", "interrupt"] = "length"
-    _sequence: Sequence | None = None
+    _reading: Reading = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reading = Reading(
+            engine=self.engine, ids=self.ids, room_tokens=self.params.max_new_tokens, shelf=self.shelf
+        )
+
+    @property
+    def num_read(self) -> int:
+        """Tokens that went through the model before it wrote."""
+        return self._reading.num_read
+
+    @property
+    def read_s(self) -> float:
+        """How long they took."""
+        return self._reading.read_s
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that the model has in mind, read now or before."""
+        return self._reading.num_known
+
+    @property
+    def num_opened(self) -> int:
+        """Tokens that had been read before, as far as the book is still the same."""
+        return max(0, min(self.num_known, len(self.ids)) - self.num_read)
+
+    @property
+    def _sequence(self) -> Sequence | None:
+        return self._reading.sequence
 
     @property
     def seed(self) -> int | None:
@@ -43,16 +73,7 @@ class Story:
         Raises:
             CapacityError: it does not fit; said before anything is read.
         """
-        start = time.perf_counter()
-        with Watch(console, "reading", unit="tokens", total=len(self.ids)) as watch:
-
-            def on_progress(done: int, total: int) -> None:
-                del total
-                self.num_read, self.read_s = done, time.perf_counter() - start
-                watch.update(done, f"{done / self.read_s:,.0f} tok/s")
-
-            room_tokens = self.params.max_new_tokens
-            self._sequence = self.engine.open_book(self.ids, room_tokens=room_tokens, on_progress=on_progress)
+        self._reading.run(console)
 
     def write(self, console: Console, *, is_watched: bool) -> Iterator[str]:
         """Have the model write, piece by piece; ``read`` comes first."""

@@ -10,9 +10,10 @@ from rich.console import Console
 from epilogue.checkpoint import Checkpoint, load_tokenizer
 from epilogue.cli.memory import peak_memory_bytes
 from epilogue.cli.page import Page
-from epilogue.cli.settings import BUNDLED_BOOK, check_epsilon, choose_storage, in_words, name_of, open_model
+from epilogue.cli.settings import BUNDLED_BOOK, in_words, name_of, open_engine, open_model
+from epilogue.cli.shelf import Shelf
 from epilogue.cli.story import Story
-from epilogue.engine import Engine, SamplingParams
+from epilogue.engine import Engine, Library, SamplingParams
 from epilogue.errors import RequestError
 from epilogue.model import num_parameters
 from epilogue.text import Book, read_book
@@ -31,6 +32,9 @@ class WriteOptions:
     max_seq_len: int | None
     kv_storage: str
     epsilon: float
+    library: Library
+    keeps: bool
+    """Whether what was read is kept for the next time."""
     as_json: bool
     sampling: Mapping[str, Any]
 
@@ -53,15 +57,18 @@ def run_write(options: WriteOptions) -> None:
         tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
     opening = opening_of(options.prompt)
     story = Story(
-        engine=Engine(
-            checkpoint.model,
-            storage=choose_storage(options.kv_storage, checkpoint.dtype),
-            epsilon=check_epsilon(options.epsilon),
-        ),
+        engine=open_engine(checkpoint, storage=options.kv_storage, epsilon=options.epsilon),
         tokenizer=tokenizer,
         ids=tokenizer.encode(book.text.rstrip() + "\n\n" + opening),
         params=params,
         stop=options.stop,
+        shelf=Shelf(
+            options.library,
+            console,
+            title=book.title or "",
+            model=options.model or checkpoint.directory.name,
+            **({} if options.keeps else {"least_tokens": None}),
+        ),
     )
     console.print(_model_line(options.model, checkpoint), style="dim", soft_wrap=True)
     _note_length(console, story.engine, len(story.ids) + params.max_new_tokens)
@@ -143,6 +150,7 @@ def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkp
         "model": options.model or checkpoint.directory.name,
         "device": str(checkpoint.model.device),
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
+        "tokens_opened": story.num_opened,
         "tokens_read": story.num_read,
         "read_s": round(story.read_s, 3),
         "tokens_written": story.num_written,
@@ -156,8 +164,8 @@ def _as_dict(options: WriteOptions, book: Book, story: Story, checkpoint: Checkp
 
 def _closing_line(story: Story, checkpoint: Checkpoint) -> str:
     parts = []
-    if story.num_read < len(story.ids):
-        parts.append(f"stopped after {story.num_read:,} of {len(story.ids):,} tokens of the book; nothing was written")
+    if story.num_known < len(story.ids):
+        parts.append(f"stopped after {story.num_known:,} of {len(story.ids):,} tokens of the book; nothing was written")
     elif story.num_read:
         rate = story.num_read / story.read_s
         parts.append(f"read {story.num_read:,} tokens in {story.read_s:.1f} s ({rate:,.0f} tok/s)")

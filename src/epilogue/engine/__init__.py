@@ -2,17 +2,24 @@
 
 from epilogue.engine.capacity import available_bytes
 from epilogue.engine.engine import Engine, OnProgress
+from epilogue.engine.library import Kept, Library, Opened
 from epilogue.engine.prose import stream_text
-from epilogue.engine.sampling import Sampler, SamplingParams
+from epilogue.engine.sampling import Sampler
+from epilogue.engine.sampling_params import SamplingParams
+from epilogue.engine.scoring import Scores
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats
 from epilogue.kernels.paged_attention import Storage
 
 __all__ = [
     "Engine",
+    "Kept",
+    "Library",
     "OnProgress",
+    "Opened",
     "Sampler",
     "SamplingParams",
+    "Scores",
     "Sequence",
     "Stats",
     "Storage",

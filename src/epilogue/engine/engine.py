@@ -1,7 +1,9 @@
 """Engine: reads texts in chunks and writes on, token by token, any number of them at once."""
 
-from collections.abc import Callable, Iterable, Iterator
-from operator import index
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Sequence as Several
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -9,20 +11,25 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import load_checkpoint
-from epilogue.engine.capacity import available_bytes, check_fits, pages_that_fit
+from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
+from epilogue.engine.capacity import available_bytes, pages_that_fit
+from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
-from epilogue.engine.prefixes import Prefixes
-from epilogue.engine.sampling import Sampler, SamplingParams
-from epilogue.engine.scoring import logprobs
-from epilogue.engine.sequence import Sequence
+from epilogue.engine.prefixes import Prefixes, common_tokens
+from epilogue.engine.sampling import Sampler
+from epilogue.engine.sampling_params import SamplingParams
+from epilogue.engine.scoring import Scores, score_chunks
+from epilogue.engine.sequence import Sequence, checked_ids
 from epilogue.engine.stats import Stats, gather_stats
 from epilogue.engine.steps import Stepper
-from epilogue.kernels.paged_attention import Storage
-from epilogue.model import MPT, PagePool, PageTable, Reads, eviction_bounds
+from epilogue.engine.streams import OnLogits, Streams
+from epilogue.kernels.paged_attention import PAGE_TOKENS, Storage
+from epilogue.model import MPT, SPACINGS, EvictionBounds, PagePool, PageTable, Reads, check_spacings, eviction_bounds
 
 OnProgress = Callable[[int, int], None]
 """Told, after every chunk, how many of how many tokens have been read."""
+
+_MOST_TOKENS = 2**22
 
 
 class Engine:
@@ -42,11 +49,15 @@ class Engine:
         lookup: try ahead what followed when a text said the same before, where that has been right of late: passes are
             fewer, and tokens are drawn from the same distributions. None: on a CPU in float32 or wider. In narrower
             weights the rounding of a wider pass changes tokens; on a GPU steps of one token are graphs, and cheaper.
+        spacings: of bookmarks, for changes further back: the text is read anew from the bookmark before them
+            (``model.bookmarks``); () for none.
+        bounds: of this very model and storage, if they are known; else computed, in some seconds for a large model.
         num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
     Raises:
-        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1).
+        ValueError: ``chunk_tokens`` is less than 1, ``undo_tokens`` than 0, or ``epsilon`` not in [0, 1), or
+            spacings are no multiples of pages and of each other.
     """
 
     def __init__(
@@ -58,6 +69,8 @@ class Engine:
         chunk_tokens: int | None = None,
         undo_tokens: int = 1024,
         lookup: bool | None = None,
+        spacings: Several[int] = SPACINGS,
+        bounds: EvictionBounds | None = None,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
@@ -69,27 +82,50 @@ class Engine:
             raise ValueError(f"undo_tokens must be at least 0, got {undo_tokens}")
         if not 0 <= epsilon < 1:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+        check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
         if num_pages is None:
             available = available_bytes(model.device)
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)
-        self.bounds = eviction_bounds(model, storage) if epsilon > 0 else None
+        self.bounds = (bounds or eviction_bounds(model, storage)) if epsilon > 0 else None
         self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
         self._stepper = Stepper(
-            model, self.pages, self.bounds, epsilon=epsilon, chunk_tokens=chunk_tokens, undo_tokens=undo_tokens
+            model,
+            self.pages,
+            self.bounds,
+            epsilon=epsilon,
+            chunk_tokens=chunk_tokens,
+            undo_tokens=undo_tokens,
+            spacings=spacings,
         )
         is_exact_enough = model.device.type == "cpu" and model.dtype.itemsize >= 4
-        self.lookup = is_exact_enough if lookup is None else lookup
+        self._streams = Streams(
+            self._stepper,
+            lookup=is_exact_enough if lookup is None else lookup,
+            most_positions=self._stepper.most_positions,
+        )
         self._prefixes = Prefixes()
         self._sequences: WeakSet[Sequence] = WeakSet()
-        self._streaming: list[Sequence] = []
 
     @classmethod
     def load(
         cls, source: str | Path, *, device: str = "cpu", dtype: torch.dtype | None = None, **options: Any
     ) -> "Engine":
         """An engine on a checkpoint's folder or hub id; ``options`` are the constructor's."""
-        return cls(load_checkpoint(source, device=device, dtype=dtype).model, **options)
+        return cls.on(load_checkpoint(source, device=device, dtype=dtype), **options)
+
+    @classmethod
+    def on(
+        cls, checkpoint: Checkpoint, *, storage: Storage = "float32", epsilon: float = 1e-6, **options: Any
+    ) -> "Engine":
+        """An engine on a loaded checkpoint; what eviction relies on is kept beside it (``known_bounds``)."""
+        bounds = known_bounds(checkpoint.model, storage, checkpoint.directory) if epsilon > 0 else None
+        return cls(checkpoint.model, storage=storage, epsilon=epsilon, bounds=bounds, **options)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What model this is (``checkpoint.fingerprint``); found out when first asked for."""
+        return fingerprint(self.model)
 
     def exceeds_trained_length(self, num_tokens: int) -> bool:
         """Whether a text of so many tokens is longer than any the model was trained on (ALiBi reads it even so)."""
@@ -107,6 +143,21 @@ class Engine:
             ValueError: no ids, ids outside the vocabulary, or a negative room.
             CapacityError: text and room do not fit; nothing has been allocated or computed.
         """
+        sequence = self.enter(ids, room_tokens=room_tokens)
+        try:
+            self._read(sequence, on_progress)
+        except BaseException:
+            self.close(sequence)
+            raise
+        return sequence
+
+    def enter(self, ids: Iterable[int], *, room_tokens: int = 0) -> Sequence:
+        """A text as ``open_book`` would open it, of which nothing is read yet that no other text has.
+
+        Raises:
+            ValueError: as ``open_book``.
+            CapacityError: as ``open_book``.
+        """
         text = self._checked(ids)
         if not text:
             raise ValueError("there are no tokens to read")
@@ -114,12 +165,24 @@ class Engine:
             raise ValueError(f"room_tokens must be at least 0, got {room_tokens}")
         sequence = self._add(text, self._shared_prefix(text))
         try:
-            self._check_capacity(sequence, len(text) + room_tokens)
-            self._read(sequence, on_progress)
+            self._stepper.check_fits(sequence, len(text) + room_tokens)
         except BaseException:
             self.close(sequence)
             raise
         return sequence
+
+    def advance(self, sequence: Sequence) -> bool:
+        """Read one more chunk of a text; whether it is known now what comes next.
+
+        Raises:
+            ValueError: the sequence is closed.
+            CapacityError: other texts took the pages meanwhile; what is unread stays pending.
+        """
+        sequence.check_open()
+        if sequence.logits_V is None:
+            self._streams.step(sequence)
+        self._prefixes.add(sequence)
+        return sequence.logits_V is not None
 
     def append(self, sequence: Sequence, ids: Iterable[int], *, on_progress: OnProgress | None = None) -> None:
         """Read more text behind a sequence; no ids change nothing.
@@ -133,13 +196,19 @@ class Engine:
         """
         sequence.check_open()
         if text := self._checked(ids):
-            self._check_capacity(sequence, sequence.num_tokens + len(text))
+            self._stepper.check_fits(sequence, sequence.num_tokens + len(text))
             sequence.extend(text)
         self._read(sequence, on_progress)
 
     def stream(
-        self, sequence: Sequence, params: SamplingParams, *, eos_id: int | None = None, num_tokens: int | None = None
-    ) -> Iterator[int]:
+        self,
+        sequence: Sequence,
+        params: SamplingParams,
+        *,
+        eos_id: int | None = None,
+        num_tokens: int | None = None,
+        on_logits: OnLogits | None = None,
+    ) -> Generator[int, None, None]:
         """Write on, yielding each token as it is chosen and put behind the sequence.
 
         Ends with the end of text (which is neither yielded nor kept), after ``params.max_new_tokens``, or where learned
@@ -152,6 +221,7 @@ class Engine:
             params: how to choose, and how many.
             eos_id: the end of text, if there is one.
             num_tokens: the tokenizer's size where the embedding is padded past it; no id from there on is chosen.
+            on_logits: is shown what the model expects before each token is chosen from it.
 
         Raises:
             ValueError: the sequence is closed.
@@ -161,27 +231,7 @@ class Engine:
         sequence.check_open()
         sampler = Sampler(params, eos_id=eos_id, num_tokens=num_tokens)
         sequence.seed = sampler.seed
-        return self._stream(sequence, sampler, eos_id)
-
-    def _stream(self, sequence: Sequence, sampler: Sampler, eos_id: int | None) -> Iterator[int]:
-        self._streaming.append(sequence)
-        try:
-            for left in reversed(range(sampler.params.max_new_tokens)):
-                sequence.check_open()
-                if sequence.num_tokens == self._most_positions:
-                    return
-                while sequence.logits_V is None:
-                    self._step(sequence)
-                token_id = sampler.sample(sequence.logits_V, sequence.ids)
-                if token_id == eos_id:
-                    return
-                self._stepper.take(sequence, token_id)
-                # Not for the first token: nobody waits longer for it.
-                if self.lookup and 1 < left < sampler.params.max_new_tokens - 1:
-                    sequence.draft = sequence.drafts.after(sequence.ids, most=left - 1)
-                yield token_id
-        finally:
-            self._streaming.remove(sequence)
+        return self._streams.write(sequence, sampler, eos_id=eos_id, on_logits=on_logits)
 
     def fork(self, sequence: Sequence) -> Sequence:
         """Another text that begins as this one does: no token is read again, no page copied until one of them grows."""
@@ -194,7 +244,7 @@ class Engine:
     def truncate(self, sequence: Sequence, position: int, *, on_progress: OnProgress | None = None) -> None:
         """Go back to the first ``position`` tokens.
 
-        Where pages that matter there were evicted since, the text is read again.
+        Where pages that matter there were evicted since, it is read again from the bookmark before, or from the start.
 
         Raises:
             ValueError: the sequence is shorter, or ``position`` is less than 1.
@@ -207,11 +257,52 @@ class Engine:
             self._cut(sequence, position)
         self._read(sequence, on_progress)
 
+    def revise(
+        self, sequence: Sequence, ids: Iterable[int], *, room_tokens: int = 0, on_progress: OnProgress | None = None
+    ) -> None:
+        """Make a text another one. What both begin with is kept, back to a bookmark at worst; the rest is read.
+
+        Interrupted, the sequence has all of the new text, and what is unread of it is read when it is next used.
+
+        Raises:
+            ValueError: no ids, ids outside the vocabulary, or a negative room; the sequence is as it was.
+            CapacityError: text and room do not fit; the sequence has what is common to both.
+        """
+        sequence.check_open()
+        text = self._checked(ids)
+        if not text or room_tokens < 0:
+            raise ValueError(f"there must be tokens to read and room for at least 0, got {len(text)} and {room_tokens}")
+        common = common_tokens(text, sequence.ids)
+        if common < sequence.num_tokens:
+            self._cut(sequence, common)
+        self._stepper.check_fits(sequence, len(text) + room_tokens)
+        if common < len(text):
+            sequence.extend(text[common:])
+        self._read(sequence, on_progress)
+
+    def adopt(self, ids: Iterable[int], table: PageTable, logits_V: Tensor | None) -> Sequence:
+        """A text whose pages are filled already (``pages.adopt``), with what comes next if that is known.
+
+        Raises:
+            ValueError: ids outside the vocabulary or fewer than the table's, or a page is missing that matters.
+        """
+        text = self._checked(ids)
+        if len(text) < table.num_tokens or not self._stepper.can_cut(table, table.num_tokens):
+            raise ValueError("the table is not that of these tokens")
+        sequence = self._add(text, table)
+        sequence.logits_V = logits_V
+        self._prefixes.add(sequence)
+        return sequence
+
+    def latest_cut(self, table: PageTable, num_tokens: int) -> int:
+        """How much of a table's first tokens is left to go on from: all, up to a bookmark, or nothing."""
+        return self._stepper.latest_cut(table, num_tokens)
+
     def _cut(self, sequence: Sequence, position: int) -> None:
         """In an order in which the text is the old one or the new one, wherever an interruption falls."""
         # One token goes through the model again, to know what comes next.
-        kept, table = min(sequence.table.num_tokens, position - 1), sequence.table
-        kept = kept if self._stepper.can_cut(table, kept) else 0
+        kept, table = max(0, min(sequence.table.num_tokens, position - 1)), sequence.table
+        kept = self._stepper.latest_cut(table, kept)
         self._prefixes.remove(sequence, but_tokens=kept)
         sequence.forget_next()
         sequence.drafts = sequence.drafts.fork()
@@ -235,11 +326,29 @@ class Engine:
         scored = self._add(text[:1], None) if after is None else self.fork(after)
         try:
             targets = text[1:] if after is None else text
-            self._check_capacity(scored, scored.num_tokens + len(targets))
+            self._stepper.check_fits(scored, scored.num_tokens + len(targets))
             self._read(scored, None)
-            return logprobs(self._stepper, scored, targets, self._waiting())
+            return torch.cat([scores.logprobs_T for scores in self.score_chunks(scored, targets)])
         finally:
             self.close(scored)
+
+    def score_chunks(self, sequence: Sequence, ids: Iterable[int], *, top: int = 0) -> Iterator[Scores]:
+        """Read more text behind a sequence that has been read, and tell chunk by chunk how likely it was.
+
+        Args:
+            sequence: grows by the text.
+            ids: the text.
+            top: how many of the likeliest tokens to tell beside each.
+
+        Raises:
+            ValueError: ids outside the vocabulary, or the sequence has not been read.
+            CapacityError: not enough pages; the sequence has some of the tokens.
+        """
+        sequence.check_open()
+        if sequence.logits_V is None:
+            raise ValueError("a text must be read before what follows is scored")
+        text = self._checked(ids)
+        return score_chunks(self._stepper, sequence, text, others=self._streams.waiting, top=top)
 
     def close(self, sequence: Sequence) -> None:
         """Give a text's pages back now; it cannot be used any more."""
@@ -247,6 +356,12 @@ class Engine:
         self._prefixes.remove(sequence)
         self.pages.release(sequence.table)
         self._sequences.discard(sequence)
+
+    def most_tokens(self) -> int:
+        """The longest text that fits while no other is open; some million tokens at most."""
+        lengths = range(PAGE_TOKENS, self._stepper.most_positions or _MOST_TOKENS, PAGE_TOKENS)
+        num_fit = bisect_right(lengths, self.pages.num_free, key=lambda n: int(self._stepper.most_pages(n).sum()))
+        return lengths[num_fit - 1] if num_fit else 0
 
     def stats(self) -> Stats:
         """What is held and what has been done, now."""
@@ -260,44 +375,22 @@ class Engine:
 
     def _shared_prefix(self, text: list[int]) -> PageTable | None:
         """The longest run of full pages that an open text has, whole enough to go on from."""
+        best, found = 0, None
         for num_tokens, other in self._prefixes.longest(text):
-            if self._stepper.can_cut(other.table, num_tokens):
-                return self.pages.fork(other.table, num_tokens)
-        return None
+            if num_tokens <= best:
+                break
+            if (cut := self._stepper.latest_cut(other.table, num_tokens)) > best:
+                best, found = cut, other
+        return self.pages.fork(found.table, best) if found else None
 
     def _read(self, sequence: Sequence, on_progress: OnProgress | None) -> None:
         """Run the model over what it has not seen of a text, so that it is known what comes next."""
         total = sequence.num_pending
         while sequence.logits_V is None:
-            self._step(sequence)
+            self._streams.step(sequence)
             if on_progress is not None:
                 on_progress(total - sequence.num_pending, total)
         self._prefixes.add(sequence)
 
-    def _step(self, sequence: Sequence) -> None:
-        self._stepper.step(sequence, self._waiting())
-
-    def _waiting(self) -> Iterator[Sequence]:
-        """Texts that are being written and can come along."""
-        return (text for text in list(self._streaming) if text.logits_V is None and not text.is_closed)
-
-    @property
-    def _most_positions(self) -> int | None:
-        config = self.model.config
-        return config.max_seq_len if config.has_position_embedding else None
-
-    def _check_capacity(self, sequence: Sequence, num_tokens: int) -> None:
-        """Refuse to let a text become so long if its pages may not suffice."""
-
-        def pages_needed(tokens: int) -> int:
-            return self.pages.needed(sequence.table, tokens, self._stepper.most_pages(tokens))
-
-        check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self._most_positions)
-
     def _checked(self, ids: Iterable[int]) -> list[int]:
-        text = [index(token_id) for token_id in ids]
-        vocab_size = self.model.config.vocab_size
-        for position, token_id in enumerate(text):
-            if not 0 <= token_id < vocab_size:
-                raise ValueError(f"id {token_id} at position {position} is outside the vocabulary of {vocab_size}")
-        return text
+        return checked_ids(ids, self.model.config.vocab_size)

@@ -1,32 +1,14 @@
 """What narrows the next token's distribution: functions from scores to scores, each usable by itself.
 
 Scores are logits of one token, any shift of them being the same distribution; a token that a filter takes out gets
-minus infinity. At least the likeliest token always stays. Semantics and ties are those of transformers' logits
-processors of the same names, which the tests compare with.
+minus infinity. At least one token always stays. Semantics and ties are those of transformers' logits
+processors of the same names where it has them, which the tests compare with, and KoboldCpp's of the others.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-
-
-def penalize_repetition(scores_V: Tensor, ids: Iterable[int], *, penalty: float) -> Tensor:
-    """Make tokens that occur in ``ids`` less likely: positive scores are divided, negative ones multiplied.
-
-    How often a token occurs does not matter; ids past the last score have none to change. Needs logits as the model
-    gave them, for their sign decides. Keskar et al., CTRL, arXiv 1909.05858, section 4.1.
-    """
-    seen = torch.tensor([i for i in set(ids) if 0 <= i < len(scores_V)], dtype=torch.int64)
-    penalized = scores_V[seen]
-    penalized = torch.where(penalized < 0, penalized * penalty, penalized / penalty)
-    return scores_V.index_copy(0, seen, penalized)
-
-
-def apply_temperature(scores_V: Tensor, *, temperature: float) -> Tensor:
-    """Divide by a positive temperature, with the largest score moved to 0 first so that nothing overflows."""
-    return (scores_V - scores_V.max()) / temperature
 
 
 def keep_top_k(scores_V: Tensor, *, top_k: int) -> Tensor:
@@ -35,6 +17,13 @@ def keep_top_k(scores_V: Tensor, *, top_k: int) -> Tensor:
         return scores_V
     smallest_kept = scores_V.topk(top_k).values[-1]
     return scores_V.masked_fill(scores_V < smallest_kept, -torch.inf)
+
+
+def keep_top_a(scores_V: Tensor, *, top_a: float) -> Tensor:
+    """Keep tokens at least ``top_a`` times the square of the largest probability as likely; the surer, the fewer."""
+    probs_V = scores_V.softmax(0)
+    largest = probs_V.max()
+    return scores_V.masked_fill(probs_V < top_a * largest.square(), -torch.inf)
 
 
 def keep_top_p(scores_V: Tensor, *, top_p: float) -> Tensor:
@@ -54,3 +43,42 @@ def keep_min_p(scores_V: Tensor, *, min_p: float) -> Tensor:
     Nguyen et al., arXiv 2407.01082.
     """
     return scores_V.masked_fill(scores_V < scores_V.max() + math.log(min_p), -torch.inf)
+
+
+def keep_before_tail(scores_V: Tensor, *, tail_free: float) -> Tensor:
+    """Keep the likeliest tokens, up to where the sorted probabilities have bent ``tail_free`` of all they bend.
+
+    Phénix and Egan, "Tail free sampling", 2019: the bend is the size of the second difference.
+    """
+    probs_V, order_V = scores_V.softmax(0).sort(descending=True, stable=True)
+    bend_V = probs_V.diff().diff().abs()
+    if len(bend_V) == 0 or bend_V.sum() == 0:
+        return scores_V
+    share_V = bend_V.cumsum(0) / bend_V.sum()
+    num_kept = max(1, int((share_V <= tail_free).sum()))
+    # What rounding leaves of the last shares is no tail.
+    return scores_V if share_V[-1] <= tail_free else scores_V.index_fill(0, order_V[num_kept:], -torch.inf)
+
+
+def keep_typical(scores_V: Tensor, *, typical: float) -> Tensor:
+    """Keep the tokens whose surprise is nearest to the entropy, until they reach ``typical`` of the probability.
+
+    Meister et al., arXiv 2202.00666. The likeliest token may be among those that go.
+    """
+    log_probs_V = scores_V.log_softmax(0)
+    probs_V = log_probs_V.exp()
+    entropy = -(probs_V * log_probs_V).nansum()
+    order_V = (-log_probs_V - entropy).abs().argsort(stable=True)
+    is_enough_V = probs_V[order_V].cumsum(0) >= typical
+    num_kept = int((~is_enough_V).sum()) + 1
+    return scores_V.index_fill(0, order_V[num_kept:], -torch.inf)
+
+
+def exclude_top_choices(scores_V: Tensor, *, threshold: float) -> Tensor:
+    """Take out all tokens of at least this probability but the least likely of them; a single one stays.
+
+    XTC by p-e-w, text-generation-webui #6335. How often it is done is the sampler's affair.
+    """
+    probs_V, order_V = scores_V.softmax(0).sort(descending=True, stable=True)
+    num_likely = int(((probs_V >= threshold) & (probs_V > 0)).sum())
+    return scores_V.index_fill(0, order_V[: max(0, num_likely - 1)], -torch.inf)

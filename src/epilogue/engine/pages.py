@@ -73,6 +73,24 @@ class Pages:
         new_LKP[missing_LKP] = taken[num_shared:]
         self._is_changing = False
 
+    def adopt(self, is_live_LKP: Tensor, norms_LKP: Tensor, scores_LHP: Tensor, num_tokens: int) -> PageTable:
+        """A table of so many tokens, with pages of its own where they are live; whoever asks for it fills them.
+
+        Raises:
+            CapacityError: there are not enough free pages.
+        """
+        self._settle()
+        table = self.empty_table()
+        table.reserve(num_tokens)
+        stop, count = is_live_LKP.shape[2], int(is_live_LKP.sum())
+        self._check_free(count)
+        table.norms_LKP[..., :stop], table.scores_LHP[..., :stop] = norms_LKP, scores_LHP
+        self._is_changing = True
+        table.ids_LKP[..., :stop][is_live_LKP] = self._take(count)
+        table.num_tokens = num_tokens
+        self._is_changing = False
+        return table
+
     def fork(self, table: PageTable, num_tokens: int | None = None) -> PageTable:
         """A second table on the pages of a table's first tokens (all, if None).
 
@@ -98,10 +116,9 @@ class Pages:
         place_P = torch.arange(table.ids_LKP.shape[2])
         self._give_back(table, place_P >= table.num_pages)
 
-    def evict(self, table: PageTable, count_LK: Tensor) -> None:
-        """Give back the first pages of every layer and head."""
-        place_P = torch.arange(table.ids_LKP.shape[2])
-        self._give_back(table, place_P < count_LK[..., None])
+    def evict(self, table: PageTable, goes_LKP: Tensor) -> None:
+        """Give back the pages marked, of every layer and head."""
+        self._give_back(table, goes_LKP)
 
     def release(self, table: PageTable) -> None:
         """Give everything back; the table is empty."""

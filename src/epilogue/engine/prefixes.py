@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
+
 from epilogue.engine.sequence import Sequence as Text
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 
@@ -51,6 +53,13 @@ class Prefixes:
             for text in set(self._texts.get(keys[num_pages - 1], ())) - seen:
                 seen.add(text)
                 yield num_pages * PAGE_TOKENS, text
+
+
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many tokens both begin."""
+    length = min(len(one), len(other))
+    differs = np.asarray(one[:length], dtype=np.int64) != np.asarray(other[:length], dtype=np.int64)
+    return int(differs.argmax()) if differs.any() else length
 
 
 def _page_hashes(ids: Sequence[int], known: Sequence[bytes]) -> Iterator[bytes]:

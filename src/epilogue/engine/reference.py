@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from epilogue.engine.sampling import Sampler, SamplingParams
+from epilogue.engine.sampling import Sampler
+from epilogue.engine.sampling_params import SamplingParams
 from epilogue.model import MPT
 from epilogue.model.mpt import Attention
 

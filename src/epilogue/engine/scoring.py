@@ -1,49 +1,59 @@
 """What a model says of tokens that are already there."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.steps import Stepper
-from epilogue.model import MPT
 
 # Tokens whose logits stand in memory together.
 _ROWS = 64
 
 
-def logprobs(stepper: Stepper, text: Sequence, ids: list[int], others: Iterable[Sequence]) -> Tensor:
-    """logprobs_T, fp32 on the CPU, of tokens that are put behind a text that knows what it expects.
+class Scores(NamedTuple):
+    """Of T tokens, all on the CPU."""
+
+    logprobs_T: Tensor
+    """fp32: how likely each was."""
+    top_TN: Tensor
+    """int64: the likeliest ids instead of it, the likeliest first."""
+    top_logprobs_TN: Tensor
+    """fp32: how likely those were."""
+
+
+def score_chunks(
+    stepper: Stepper, text: Sequence, ids: list[int], *, others: Callable[[], Iterable[Sequence]], top: int
+) -> Iterator[Scores]:
+    """The scores, chunk by chunk, of tokens that are put behind a text that knows what it expects.
 
     Args:
         stepper: moves the text.
         text: grows by the tokens.
         ids: at least one.
-        others: texts that may come along in every step.
+        others: tells, at every step, which texts may come along.
+        top: how many of the likeliest to tell.
 
     Raises:
         CapacityError: not enough pages; the text has some of the tokens.
     """
-    parts = []
     for start in range(0, len(ids), stepper.chunk_tokens):
         chunk = ids[start : start + stepper.chunk_tokens]
         assert text.logits_V is not None
         before_1V = text.logits_V[None]
         text.extend(chunk)
-        x_TC = stepper.step(text, others)
-        parts.append(_of_row(before_1V, chunk[:1]))
-        parts += _of_rows(stepper.model, x_TC[:-1], chunk[1:])
-    return torch.cat(parts)
+        x_TC = stepper.step(text, others())
+        with torch.inference_mode():
+            parts = [_scores(before_1V, chunk[:1], top)]
+            for i in range(0, len(chunk) - 1, _ROWS):
+                parts.append(_scores(stepper.model.head(x_TC[i : len(chunk) - 1][:_ROWS]), chunk[i + 1 :][:_ROWS], top))
+        yield Scores(*map(torch.cat, zip(*parts, strict=True)))
 
 
-@torch.inference_mode()
-def _of_rows(model: MPT, x_TC: Tensor, ids: list[int]) -> list[Tensor]:
-    starts = range(0, len(ids), _ROWS)
-    return [_of_row(model.head(x_TC[i : i + _ROWS]), ids[i : i + _ROWS]) for i in starts]
-
-
-@torch.inference_mode()
-def _of_row(logits_TV: Tensor, ids: list[int]) -> Tensor:
+def _scores(logits_TV: Tensor, ids: list[int], top: int) -> Scores:
+    logprobs_TV = logits_TV.float().log_softmax(-1)
     ids_T1 = torch.tensor(ids, device=logits_TV.device)[:, None]
-    return logits_TV.float().log_softmax(-1).gather(1, ids_T1)[:, 0].cpu()
+    likeliest = logprobs_TV.topk(top, dim=1)
+    return Scores(logprobs_TV.gather(1, ids_T1)[:, 0].cpu(), likeliest.indices.cpu(), likeliest.values.cpu())

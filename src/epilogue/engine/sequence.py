@@ -1,6 +1,7 @@
 """Sequence: one growing text and everything that is known about it."""
 
 from collections.abc import Iterable
+from operator import index
 
 from torch import Tensor
 
@@ -70,3 +71,16 @@ class Sequence:
         """
         if self.is_closed:
             raise ValueError("this text was closed and its pages are gone; open the book again")
+
+
+def checked_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """The same, as a list of whole numbers.
+
+    Raises:
+        ValueError: one is outside the vocabulary.
+    """
+    text = [index(token_id) for token_id in ids]
+    for position, token_id in enumerate(text):
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(f"id {token_id} at position {position} is outside the vocabulary of {vocab_size}")
+    return text

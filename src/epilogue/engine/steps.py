@@ -1,16 +1,18 @@
 """One forward pass over several texts: a chunk of the one that is being read, a token of each that is being written."""
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Several
 
 import torch
 from torch import Tensor
 
+from epilogue.engine.capacity import check_fits
 from epilogue.engine.decoder import Decoder
 from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
-from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, evictable_pages
+from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, bookmarks, evictable_pages
 
 
 class Stepper:
@@ -23,6 +25,7 @@ class Stepper:
         epsilon: what may be left out of a probability.
         chunk_tokens: of the text that a step is for.
         undo_tokens: nothing is evicted that matters so many tokens back.
+        spacings: nor what matters at bookmarks so far apart (``model.bookmarks``).
     """
 
     def __init__(
@@ -34,9 +37,11 @@ class Stepper:
         epsilon: float,
         chunk_tokens: int,
         undo_tokens: int,
+        spacings: Several[int],
     ) -> None:
         self.model, self.pages, self.bounds = model, pages, bounds
-        self.epsilon, self.chunk_tokens, self.undo_tokens = epsilon, chunk_tokens, undo_tokens
+        self.epsilon, self.chunk_tokens = epsilon, chunk_tokens
+        self.undo_tokens, self.spacings = undo_tokens, tuple(spacings)
         on_gpu = model.device.type == "cuda"
         self.decoder = Decoder(model, pages.pool, bounds, epsilon=epsilon) if on_gpu else None
         """Takes the steps of one token each, if there is one."""
@@ -151,7 +156,7 @@ class Stepper:
         old_page = text.table.num_tokens // PAGE_TOKENS
         text.table.num_tokens = num_tokens
         if num_tokens // PAGE_TOKENS > old_page:
-            self.pages.evict(text.table, self.evictable(text.table, max(0, num_tokens - self.undo_tokens)))
+            self.pages.evict(text.table, self._unwanted(text.table, max(0, num_tokens - self.undo_tokens)))
 
     def evictable(self, table: PageTable, num_tokens: int) -> Tensor:
         """count_LK: pages that no query behind a table's first tokens can want."""
@@ -159,9 +164,27 @@ class Stepper:
             return torch.zeros(table.ids_LKP.shape[:2], dtype=torch.int64)
         return evictable_pages(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon, num_tokens=num_tokens)
 
+    def _unwanted(self, table: PageTable, num_tokens: int) -> Tensor:
+        """goes_LKP: pages that no query wants behind a table's first tokens, nor behind one of their bookmarks."""
+        place_P = torch.arange(table.ids_LKP.shape[2])
+        goes_LKP = place_P < self.evictable(table, num_tokens)[..., None]
+        for position in bookmarks(num_tokens, self.spacings) if goes_LKP.any() else ():
+            goes_LKP &= (place_P < self.evictable(table, position)[..., None]) | (place_P >= position // PAGE_TOKENS)
+        return goes_LKP
+
     def can_cut(self, table: PageTable, num_tokens: int) -> bool:
         """Whether no page is missing that matters behind a table's first tokens."""
-        return bool((table.first_live_LK <= self.evictable(table, num_tokens)).all())
+        ids_LKP = table.ids_LKP[..., : -(-num_tokens // PAGE_TOKENS)]
+        is_wanted_LKP = torch.arange(ids_LKP.shape[2]) >= self.evictable(table, num_tokens)[..., None]
+        return not bool((is_wanted_LKP & (ids_LKP < 0)).any())
+
+    def latest_cut(self, table: PageTable, num_tokens: int) -> int:
+        """The latest place up to there at which a table can be cut: there, at a bookmark, or at the start."""
+        if self.can_cut(table, num_tokens):
+            return num_tokens
+        step = self.spacings[0] if self.spacings else max(1, num_tokens)
+        before = range((num_tokens - 1) // step * step, 0, -step)
+        return next((position for position in before if self.can_cut(table, position)), 0)
 
     def most_pages(self, num_tokens: int) -> Tensor:
         """count_LK: pages that a text can hold at most until it is so long."""
@@ -169,5 +192,28 @@ class Stepper:
         if self.bounds is None:
             return torch.full((config.n_layers, config.kv_n_heads), -(-num_tokens // PAGE_TOKENS))
         return self.bounds.most_pages(
-            self.model.slopes_H, num_tokens, epsilon=self.epsilon, kv_heads=config.kv_n_heads, chunk_tokens=chunk_tokens
+            self.model.slopes_H,
+            num_tokens,
+            epsilon=self.epsilon,
+            kv_heads=config.kv_n_heads,
+            chunk_tokens=chunk_tokens,
+            spacings=self.spacings,
         )
+
+    @property
+    def most_positions(self) -> int | None:
+        """Positions that the model has learned, if it has."""
+        config = self.model.config
+        return config.max_seq_len if config.has_position_embedding else None
+
+    def check_fits(self, text: Sequence, num_tokens: int) -> None:
+        """Refuse to let a text become so long if its pages may not suffice.
+
+        Raises:
+            CapacityError: they may not.
+        """
+
+        def pages_needed(tokens: int) -> int:
+            return self.pages.needed(text.table, tokens, self.most_pages(tokens))
+
+        check_fits(num_tokens, pages_needed, num_free=self.pages.num_free, most_positions=self.most_positions)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import linear_regression, median
 
+from torch import Tensor
+
 from epilogue.engine import Engine, OnProgress, SamplingParams
 from epilogue.engine import Sequence as Text
 from epilogue.evals.machine import Ceilings, Clock, clock_of
 from epilogue.model import MPT, Reads, bytes_per_key, read_flops
-from epilogue.model.reach import ReachPlan
 
 # The first has been computed when reading ends; the second gets pages of its own.
 _WARM_UP_TOKENS = 2
@@ -108,7 +109,7 @@ def measure_speed(
     Two chunks are read and closed again before the clock starts: on a GPU the first ones wait for compilation.
 
     Args:
-        engine: with no open text that begins as this one.
+        engine: with no open text that begins as this one, and without lookup: tokens are timed one by one.
         ids: as many as the longest length, or more.
         lengths: tokens, rising.
         new_tokens: timed at each length, behind two that warm up; chosen as `epilogue write` does.
@@ -167,21 +168,24 @@ def growth(rows: Sequence[SpeedRow]) -> Growth | None:
 
 
 class _Reaches(Reads):
-    """Reads that remember, besides, how far back each layer and head looked at the most."""
+    """Reads that remember, besides, how far back each layer and head looked at the most, a token at a time."""
 
-    def __init__(self, num_layers: int, num_heads: int) -> None:
+    def __init__(self, num_layers: int, num_heads: int, num_tokens: int) -> None:
         none = Reads.none(num_heads)
         super().__init__(none.visited_H, none.dense_H)
         self.by_layer = [[0] * num_heads for _ in range(num_layers)]
+        self._num_tokens = num_tokens
         self._num_calls = 0
 
-    def add(self, plan: ReachPlan) -> None:
-        """Count one call; the layers call in turn."""
-        super().add(plan)
-        reaches = (plan.num_keys - plan.first_key_HN[:, -1]).tolist()
-        layer = self._num_calls % len(self.by_layer)
-        self.by_layer[layer] = [max(pair) for pair in zip(self.by_layer[layer], reaches, strict=True)]
-        self._num_calls += 1
+    def count(self, visited_H: Tensor, dense: int, omitted_mass: Tensor) -> None:
+        """Count one call; the layers call in turn, or one call counts for all of them, which are told their mean."""
+        super().count(visited_H, dense, omitted_mass)
+        num_together = min(len(self.by_layer), max(1, round(dense / self._num_tokens)))
+        reaches = (visited_H // num_together).tolist()
+        for layer in range(self._num_calls, self._num_calls + num_together):
+            place = layer % len(self.by_layer)
+            self.by_layer[place] = [max(pair) for pair in zip(self.by_layer[place], reaches, strict=True)]
+        self._num_calls += num_together
 
 
 def _warm_up(engine: Engine, ids: Sequence[int], most_tokens: int) -> None:
@@ -197,7 +201,7 @@ def _row(
     engine: Engine, text: Text, read_s: float, stretch_tokens_per_s: float, new_tokens: int, now_s: Clock
 ) -> SpeedRow:
     config, stats = engine.model.config, engine.stats()
-    reaches = _Reaches(config.n_layers, config.n_heads)
+    reaches = _Reaches(config.n_layers, config.n_heads, text.num_tokens)
     times = _write(engine, text, reaches, _WARM_UP_TOKENS + new_tokens, now_s)
     return SpeedRow(
         num_tokens=text.num_tokens,

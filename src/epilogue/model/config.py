@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from epilogue.model.quantization import Quantization
+
 NormType = Literal["layernorm", "low_precision_layernorm", "rmsnorm", "low_precision_rmsnorm"]
 AttentionType = Literal["multihead_attention", "multiquery_attention", "grouped_query_attention"]
 
@@ -82,6 +84,8 @@ class MPTConfig:
     """Kept for round trips; generation here always keeps a cache."""
     init_config: Mapping[str, Any] | None = None
     """How the checkpoint's makers drew its first weights; kept for round trips."""
+    quantization: Quantization | None = None
+    """How the blocks' linear layers are quantised; None if they are not."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json that say nothing about the arithmetic (names, versions, ids); kept for round trips."""
 

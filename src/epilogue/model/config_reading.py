@@ -11,8 +11,9 @@ from typing import Any
 
 from epilogue.errors import CheckpointError
 from epilogue.model.config import AttentionConfig, MPTConfig
+from epilogue.model.quantization import KOBOLD_KEYS, read_quantization, write_quantization
 
-_OWN = {f.name for f in fields(MPTConfig)} - {"extra", "attn_config"}
+_OWN = {f.name for f in fields(MPTConfig)} - {"extra", "attn_config", "quantization"}
 _OWN_ATTENTION = {f.name for f in fields(AttentionConfig)}
 
 # Fields that llm-foundry knows and we run at one value only: the values at which they have no effect.
@@ -36,8 +37,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "ffn_hidden_size": (None,),
     "ffn_act_fn": (None, {"name": "gelu"}, {"name": "gelu", "approximate": "none"}),
     "moe_num_experts": (None, 1),
-    "quantization_config": (None,),
-    "gptq_bits": (None,),
 }
 # Fields without effect on the arithmetic (rope_* only matter under rope; use_pad_tok_in_ffn only skips padding).
 _INERT = {
@@ -49,6 +48,7 @@ _INERT = {
     "activation_checkpointing_target", "activation_checkpointing_reentrant", "activation_checkpointing",
     "fuse_norm_attn_norm",
 }  # fmt: skip
+_QUANTIZATION = {"quantization_config", *KOBOLD_KEYS}
 # Written anew on every save.
 _FIXED = {"model_type": "mpt", "architectures": ["MPTForCausalLM"]}
 _INERT_ATTENTION = {
@@ -164,9 +164,9 @@ def config_from_dict(raw: Mapping[str, Any], *, where: str = "config.json") -> M
             _check_supported(name, value, where)
         elif name in _INERT:
             extra[name] = value
-        elif name not in _FIXED:
+        elif name not in _FIXED and name not in _QUANTIZATION:
             raise _unknown(key, _OWN | set(_UNSUPPORTED) | {"attn_config", "ffn_config"}, where)
-    return _build(own, extra, where)
+    return _build(own | {"quantization": read_quantization(raw, where)}, extra, where)
 
 
 def _build(own: dict[str, Any], extra: dict[str, Any], where: str) -> MPTConfig:
@@ -190,4 +190,5 @@ def config_to_dict(config: MPTConfig) -> dict[str, Any]:
     attention = {name: getattr(config.attn_config, name) for name in sorted(_OWN_ATTENTION)}
     if attention["kv_n_heads"] is None:
         del attention["kv_n_heads"]
-    return _FIXED | dict(config.extra) | own | {"attn_config": attention}
+    said = {} if config.quantization is None else {"quantization_config": write_quantization(config.quantization)}
+    return _FIXED | dict(config.extra) | own | {"attn_config": attention} | said

@@ -4,6 +4,9 @@ import torch
 
 from epilogue.model.config import MPTConfig
 
+# A scale, in fp16 as most writers store it, and a zero point.
+_GROUP_BYTES = 2 + 2
+
 
 def num_parameters(config: MPTConfig) -> int:
     """Weights in the state dict; a tied head counts once."""
@@ -20,6 +23,20 @@ def num_parameters(config: MPTConfig) -> int:
     embeddings = config.vocab_size * c * (1 if config.tie_word_embeddings else 2)
     positions = config.max_seq_len * c if config.has_position_embedding else 0
     return embeddings + positions + config.n_layers * block + c * (1 + norm_biases)
+
+
+def weight_bytes(config: MPTConfig, dtype: torch.dtype) -> int:
+    """Bytes of the weights in memory: quantised ones as codes, scales and zero points, all others in ``dtype``."""
+    kind = config.quantization
+    if kind is None:
+        return num_parameters(config) * dtype.itemsize
+    c, f = config.d_model, config.ffn_width
+    packed_bytes, packed = 0, 0
+    for inputs, outputs in ((c, config.qkv_width), (c, c), (c, f), (f, c)):
+        groups = 1 if kind.group_size is None else -(-inputs // kind.group_of(inputs))
+        packed_bytes += outputs * (inputs * kind.bits // 8 + groups * _GROUP_BYTES)
+        packed += outputs * inputs
+    return config.n_layers * packed_bytes + (num_parameters(config) - config.n_layers * packed) * dtype.itemsize
 
 
 def flops_per_token(config: MPTConfig, *, context_tokens: int, with_head: bool = True) -> int:

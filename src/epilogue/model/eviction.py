@@ -5,12 +5,14 @@ bounds follow from the weights (``model.weight_bounds``) and are kept per page a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.model.bookmarks import most_pages_for_bookmarks
 from epilogue.model.page_pool import PageTable
 
 # As in model.reach: nats added against rounding.
@@ -54,7 +56,14 @@ class EvictionBounds:
         return most_LHT
 
     def most_pages(
-        self, slopes_H: Tensor, num_tokens: int, *, epsilon: float, kv_heads: int, chunk_tokens: int
+        self,
+        slopes_H: Tensor,
+        num_tokens: int,
+        *,
+        epsilon: float,
+        kv_heads: int,
+        chunk_tokens: int,
+        spacings: Sequence[int] = (),
     ) -> Tensor:
         """pages_LK: how many a text of so many tokens can hold at most at any time until it is that long.
 
@@ -64,6 +73,7 @@ class EvictionBounds:
             epsilon: what evicted pages may weigh; 0 keeps all.
             kv_heads: K.
             chunk_tokens: tokens that are taken in between two evictions, and those that eviction lags behind.
+            spacings: of the bookmarks that are kept.
         """
         all_pages = -(-num_tokens // PAGE_TOKENS)
         if epsilon <= 0:
@@ -74,8 +84,9 @@ class EvictionBounds:
         # When pages were last given back, those stayed that the reach and two edges touch. Since then a page may have
         # filled token by token, and then a chunk came.
         chunk_pages = -(-min(chunk_tokens, num_tokens) // PAGE_TOKENS)
-        reach_LH = (nats_LH / slopes_H / PAGE_TOKENS).ceil() + 2 + 1 + chunk_pages
-        most_LH = reach_LH.nan_to_num(math.inf).clamp(max=all_pages)
+        window_LH = ((nats_LH / slopes_H / PAGE_TOKENS).ceil() + 2).nan_to_num(math.inf)
+        marked_LH = most_pages_for_bookmarks(window_LH, num_tokens, spacings)
+        most_LH = (window_LH + 1 + chunk_pages + marked_LH).clamp(max=all_pages)
         return most_LH.to(torch.int64).view(len(most_LH), kv_heads, -1).amax(dim=2)
 
 

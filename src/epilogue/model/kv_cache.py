@@ -16,7 +16,9 @@ from epilogue.kernels.paged_attention import (
     row_norms,
     write_pages,
 )
+from epilogue.kernels.reach_decode import runs_natively
 from epilogue.model.eviction import EvictionBounds
+from epilogue.model.native_decode import decode_natively
 from epilogue.model.page_pool import PagePool, PageTable
 from epilogue.model.reach import ReachPlan, plan_reach
 from epilogue.model.reads import Reads
@@ -83,12 +85,16 @@ class KVCache:
         The new tokens of all segments are the rows of q, k and v, in order, over batch and time together.
         """
         q_RHD, k_RKD, v_RKD = (x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD))
-        plans = [
-            self._take_in(layer, segment, q_RHD[rows], k_RKD[rows], v_RKD[rows], slopes_H, scale)
-            for segment, rows in zip(self.segments, self._rows, strict=True)
-        ]
         out_RHD = torch.empty_like(q_RHD)
-        for indices in self._together(backend):
+        plans: dict[int, ReachPlan] = {}
+        natively = backend is None and runs_natively(q_RHD, self.pool.keys)
+        for i, (segment, rows) in enumerate(zip(self.segments, self._rows, strict=True)):
+            qkv = (q_RHD[rows], k_RKD[rows], v_RKD[rows])
+            if natively and segment.num_tokens <= MOST_QUERIES:
+                out_RHD[rows] = self._decode_natively(layer, segment, qkv, slopes_H, scale)
+            else:
+                plans[i] = self._take_in(layer, segment, *qkv, slopes_H, scale)
+        for indices in self._together(list(plans), backend):
             parts = [(self.segments[i], plans[i], q_RHD[self._rows[i]]) for i in indices]
             if backend is None and parts[0][0].num_tokens <= MOST_QUERIES:
                 outs = _decode(self.pool, layer, parts, slopes_H, scale)
@@ -98,12 +104,26 @@ class KVCache:
                 out_RHD[self._rows[i]] = out_THD
         return out_RHD.view_as(q_BTHD)
 
-    def _together(self, backend: Backend | None) -> list[list[int]]:
+    def _together(self, indices: list[int], backend: Backend | None) -> list[list[int]]:
         """Segments that go through one call: few tokens, and equally many."""
-        order = sorted(range(len(self.segments)), key=lambda i: self.segments[i].num_tokens)
+        order = sorted(indices, key=lambda i: self.segments[i].num_tokens)
         groups = [list(group) for _, group in groupby(order, key=lambda i: self.segments[i].num_tokens)]
         few = [g for g in groups if backend is None and self.segments[g[0]].num_tokens <= MOST_QUERIES]
         return few + [[i] for g in groups if g not in few for i in g]
+
+    def _decode_natively(
+        self, layer: int, segment: Segment, qkv: tuple[Tensor, Tensor, Tensor], slopes_H: Tensor, scale: float
+    ) -> Tensor:
+        """Take in a few tokens and attend from them, in one call of the extension."""
+        table, num_queries = segment.table, segment.num_tokens
+        decoded = decode_natively(
+            self.pool, table, layer, qkv, slopes_H, scale=scale, epsilon=self.epsilon, bounds=self.bounds
+        )
+        if segment.reads is not None:
+            dense = num_queries * table.num_tokens + num_queries * (num_queries + 1) // 2
+            visited_H = dense - decoded.first_page_H * (PAGE_TOKENS * num_queries)
+            segment.reads.count(visited_H, dense, decoded.omitted_mass_H)
+        return decoded.out_THD
 
     def _take_in(
         self, layer: int, segment: Segment, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, slopes_H: Tensor, scale: float

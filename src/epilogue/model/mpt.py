@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from epilogue.kernels.attention import Backend, attention
+from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
-from epilogue.model.past import Past
+from epilogue.model.linear import Linear, make_linear
+from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 
 
@@ -57,8 +59,9 @@ class Attention(nn.Module):
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
         self.epsilon = 0.0
-        self.Wqkv = nn.Linear(config.d_model, config.qkv_width, bias=config.has_qkv_bias)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=not config.no_bias)
+        kind, width = config.quantization, config.d_model
+        self.Wqkv = make_linear(width, config.qkv_width, quantization=kind, bias=config.has_qkv_bias)
+        self.out_proj = make_linear(width, width, quantization=kind, bias=not config.no_bias)
         self.norms_over_heads = config.attn_config.qk_ln
         if config.attn_config.qk_ln or config.attn_config.qk_gn:
             per_head = config.attn_config.qk_gn
@@ -67,22 +70,27 @@ class Attention(nn.Module):
         else:
             self.q_ln, self.k_ln = nn.Identity(), nn.Identity()
         self._alibi_bias_max = config.attn_config.alibi_bias_max if config.attn_config.alibi else None
-        self.register_buffer("slopes_H", self._make_slopes(torch.device("cpu")), persistent=False)
+        self.register_buffer("slopes_H", self.make_slopes(torch.device("cpu")), persistent=False)
 
-    def _make_slopes(self, device: torch.device) -> Tensor:
+    def make_slopes(self, device: torch.device) -> Tensor:
+        """slopes_H anew; they are no part of a checkpoint."""
         with torch.device("cpu"):
             if self._alibi_bias_max is None:
-                return torch.zeros(self.n_heads).to(device)
+                return torch.zeros(self.n_heads, dtype=torch.float32).to(device)
             return alibi_slopes(self.n_heads, self._alibi_bias_max).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         """Follow the weights to their device but never to their dtype: a bias in bf16 is not ALiBi."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.slopes_H = self._make_slopes(self.out_proj.weight.device)
+        self.slopes_H = self.make_slopes(self.slopes_H.device)
         return self
 
-    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """Attend from every token to itself and all before it, or all of its document."""
+        return self.out_proj(self.mix(x_BTC, cache, document_start_BT))  # type: ignore[no-any-return]
+
+    def mix(self, x_BTC: Tensor, cache: Lookback | None = None, document_start_BT: Tensor | None = None) -> Tensor:
+        """What the heads have gathered, as x_BTC, before it is projected."""
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
         if cache is not None:
             out_BTHD = cache.attend(
@@ -90,7 +98,7 @@ class Attention(nn.Module):
             )
         else:
             out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD, document_start_BT)
-        return self.out_proj(out_BTHD.flatten(2))  # type: ignore[no-any-return]
+        return out_BTHD.flatten(2)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
         first_key_HN = None
@@ -116,7 +124,8 @@ class Attention(nn.Module):
         q, k, v = (x.unflatten(-1, (-1, self.head_dim)) for x in (q, k, v))
         if not self.norms_over_heads:
             q, k = self.q_ln(q), self.k_ln(k)
-        return q, k, v
+        # Under autocast the norms answer in fp32 and the projection does not.
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class FeedForward(nn.Module):
@@ -124,12 +133,17 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: MPTConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(config.d_model, config.ffn_width, bias=not config.no_bias)
-        self.down_proj = nn.Linear(config.ffn_width, config.d_model, bias=not config.no_bias)
+        kind, bias = config.quantization, not config.no_bias
+        self.up_proj = make_linear(config.d_model, config.ffn_width, quantization=kind, bias=bias)
+        self.down_proj = make_linear(config.ffn_width, config.d_model, quantization=kind, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Transform every token by itself."""
-        return self.down_proj(F.gelu(self.up_proj(x_BTC)))  # type: ignore[no-any-return]
+        return self.down_proj(self.widen(x_BTC))  # type: ignore[no-any-return]
+
+    def widen(self, x_BTC: Tensor) -> Tensor:
+        """x_BTF, what comes before the way down."""
+        return F.gelu(self.up_proj(x_BTC))
 
 
 class Block(nn.Module):
@@ -143,7 +157,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x_BTC: Tensor, cache: Past | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
         x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
@@ -201,7 +215,7 @@ class MPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
     def device(self) -> torch.device:
@@ -235,7 +249,7 @@ class MPT(nn.Module):
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
         weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        logits_BTV = F.linear(x_BTC, weight)
+        logits_BTV = few_row_linear(x_BTC, weight)
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
 

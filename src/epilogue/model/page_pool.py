@@ -55,7 +55,8 @@ class PageTable:
     """Where one sequence's tokens lie, and what their keys are bounded by."""
 
     ids_LKP: Tensor
-    """int64 on the CPU: page ids in token order; -1 where a page was evicted or is not there yet."""
+    """int64 on the CPU: page ids in token order; -1 where a page was evicted or is not there yet. Eviction leaves
+    holes: pages before one are kept for going back, and are not looked at."""
     norms_LKP: Tensor
     """fp32: no key of a page has a larger norm. Evicted pages keep theirs."""
     scores_LHP: Tensor
@@ -86,12 +87,12 @@ class PageTable:
 
     @property
     def first_live_LK(self) -> Tensor:
-        """The first page of each layer and head that is still there; those before it were evicted."""
-        return (self.ids_LKP >= 0).to(torch.int8).argmax(dim=2)
+        """Of each layer and head the first page from which on none is missing, up to the newest."""
+        return _behind_last_hole(self.ids_LKP[..., : self.num_pages])
 
     def first_live_K(self, layer: int) -> Tensor:
         """The same of one layer."""
-        return (self.ids_LKP[layer] >= 0).to(torch.int8).argmax(dim=1)
+        return _behind_last_hole(self.ids_LKP[layer, :, : self.num_pages])
 
     def reserve(self, num_tokens: int) -> None:
         """Make room for so many tokens; half as much again, so that a story grows in few steps."""
@@ -107,3 +108,9 @@ class PageTable:
     def copy(self) -> "PageTable":
         """The same pages, in a table of its own."""
         return PageTable(self.ids_LKP.clone(), self.norms_LKP.clone(), self.scores_LHP.clone(), self.num_tokens)
+
+
+def _behind_last_hole(ids: Tensor) -> Tensor:
+    """For ids [..., P], the place behind the last -1; 0 if there is none."""
+    places = torch.arange(1, ids.shape[-1] + 1)
+    return (places * (ids < 0)).amax(dim=-1) if ids.shape[-1] else ids.new_zeros(ids.shape[:-1])

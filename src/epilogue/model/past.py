@@ -7,15 +7,8 @@ from torch import Tensor
 from epilogue.kernels.attention import Backend
 
 
-class Past(Protocol):
-    """Takes in a layer's new keys and values and looks back: ``KVCache`` for any tokens, ``TokenStep`` for one each."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the longest sequence behind this pass."""
-
-    def positions(self) -> Tensor:
-        """positions_BT of the new tokens, for a model that has learned them."""
+class Lookback(Protocol):
+    """What attention asks: takes in a layer's new keys and values and looks back. ``JoinedKeys`` does no more."""
 
     def attend(
         self,
@@ -29,3 +22,14 @@ class Past(Protocol):
         backend: Backend | None = None,
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD."""
+
+
+class Past(Lookback, Protocol):
+    """What a whole pass asks: ``KVCache`` for any tokens, ``TokenStep`` for one each."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the longest sequence behind this pass."""
+
+    def positions(self) -> Tensor:
+        """positions_BT of the new tokens, for a model that has learned them."""

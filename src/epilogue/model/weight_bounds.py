@@ -66,7 +66,8 @@ def eviction_bounds(model: MPT, storage: Storage) -> EvictionBounds:
     columns = []
     for block in model.transformer.blocks:
         assert isinstance(block, Block)
-        if all(bool(x.isfinite().all()) for x in (*block.norm_1.parameters(), *block.attn.parameters())):
+        held = (*block.norm_1.parameters(), *block.attn.parameters(), *block.attn.buffers())
+        if all(bool(x.isfinite().all()) for x in held):
             columns.append(_layer_bounds(config, block, clip, rounding, _storage_error(storage, config.head_dim)))
         else:
             columns.append(_no_bounds(config, model.device))
@@ -126,7 +127,8 @@ def _projected(config: MPTConfig, block: Block, rounding: float) -> tuple[_Heads
     """Every query head and key head as a linear map of the block's normalised input."""
     linear, (gain_C, bias_C) = block.attn.Wqkv, _gain_and_bias(block.norm_1)
     width, kv_width = config.d_model, config.kv_n_heads * config.head_dim
-    weight = linear.weight.double()[: width + kv_width]
+    used: Tensor = linear.weight  # of a quantised layer made anew at every look
+    weight = used.double()[: width + kv_width]
     extra = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.double()[: len(weight)]
     constant, matrix = weight @ bias_C + extra, weight * gain_C
     if isinstance(block.norm_1, nn.LayerNorm):
@@ -134,7 +136,7 @@ def _projected(config: MPTConfig, block: Block, rounding: float) -> tuple[_Heads
 
     length = math.sqrt(width)
     input_norm = length * gain_C.abs().max() + bias_C.norm()
-    unit = 2.0**-53 if linear.weight.dtype == torch.float64 else 2.0**-24
+    unit = 2.0**-53 if used.dtype == torch.float64 else 2.0**-24
     heads = []
     for rows in (slice(width), slice(width, None)):
         matrix_HDC, weight_HDC = (x[rows].unflatten(0, (-1, config.head_dim)) for x in (matrix, weight))

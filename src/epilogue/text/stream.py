@@ -19,12 +19,13 @@ class TextStream:
     Args:
         tokenizer: gives the bytes of an id.
         stop: strings that end the text and are not part of it.
+        keeps_stop: the one that ended it is part of it after all.
 
     Raises:
         ValueError: a stop string is empty.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
         if isinstance(stop, str):
             raise ValueError(f"stop must be a sequence of strings, got the string {stop!r}; write [{stop!r}]")
         if not all(stop):
@@ -32,6 +33,7 @@ class TextStream:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = _StopStrings(stop) if stop else None
+        self._keeps_stop = keeps_stop
         self._state = 0
         self._held = ""
         self._stopped = False
@@ -67,7 +69,7 @@ class TextStream:
         for i, character in enumerate(text):
             self._state = self._stops.follow(self._state, character)
             if length := self._stops.matched[self._state]:
-                settled = (self._held + text[: i + 1])[:-length]
+                settled = (self._held + text[: i + 1])[: None if self._keeps_stop else -length]
                 self._stopped, self._held = True, ""
                 return settled
         pending = self._held + text

@@ -112,6 +112,15 @@ class Tokenizer:
             raise ValueError(f"a token id must be 0 or more, got {token_id}")
         return self._token_bytes[token_id] if token_id < len(self._token_bytes) else b""
 
+    def token_text(self, token_id: int) -> str:
+        """What to show for one id: its text, with bytes that are no whole character written as ``\\xe2``."""
+        return self.token_bytes(token_id).decode("utf-8", errors="backslashreplace")
+
+    def ids_containing(self, texts: Iterable[str]) -> frozenset[int]:
+        """All ids in whose bytes one of the texts stands."""
+        wanted = [text.encode() for text in texts if text]
+        return frozenset(i for i, token in enumerate(self._token_bytes) if any(text in token for text in wanted))
+
     def save(self, path: str | Path) -> None:
         """Writes the definition to a file, or as ``tokenizer.json`` into an existing directory, all at once or not."""
         file = Path(path)
@@ -125,6 +134,11 @@ class Tokenizer:
             unfinished.unlink(missing_ok=True)
 
     @property
+    def definition(self) -> str:
+        """The content of the ``tokenizer.json``, as it was given."""
+        return self._definition
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id (the model's embedding may have more rows)."""
         return len(self._token_bytes)
@@ -133,6 +147,15 @@ class Tokenizer:
     def eos_id(self) -> int:
         """The id that ends a text: that of ``<|endoftext|>``, else of ``</s>``."""
         return self._eos_id
+
+    @property
+    def padding_id(self) -> int | None:
+        """The id of ``<|padding|>``, if there is one."""
+        return self._library.token_to_id(PADDING)
+
+    def name_of(self, token_id: int) -> str | None:
+        """How tokenizer.json writes an id; None past the vocabulary."""
+        return self._library.id_to_token(token_id)
 
     @property
     def fingerprint(self) -> str:

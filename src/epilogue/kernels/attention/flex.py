@@ -36,7 +36,9 @@ def attention_flex(
     block_mask, offset = _blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN, document_start_BT)
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return score + slopes_H[h] * (kv_idx - q_idx - offset)  # type: ignore[no-any-return]
+        # Each position becomes a number before they meet: a conversion for a row or a column, not for every pair. Both
+        # are whole and exact in fp32, and so is their difference.
+        return score + slopes_H[h] * (kv_idx.float() - (q_idx + offset).float())  # type: ignore[no-any-return]
 
     is_training = torch.is_grad_enabled() and q_BTHD.requires_grad
     out_BHTD = _compiled_flex_attention(dynamic=not is_training)(
@@ -45,8 +47,16 @@ def attention_flex(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
+        kernel_options=_kernel_options(q_BTHD.device) if not is_training else None,
     )
     return out_BHTD.transpose(1, 2)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def _kernel_options(device: torch.device) -> dict[str, Any] | None:
+    """Hopper's copy engine brings keys and values in: 15 % faster on an H200 (benchmarks/results)."""
+    has_engine = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"USE_TMA": True} if has_engine else None
 
 
 @lru_cache(maxsize=2)

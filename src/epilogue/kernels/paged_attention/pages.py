@@ -71,7 +71,8 @@ def gather_pages(pages: PageTensors, page_ids: Tensor, *, dtype: torch.dtype = t
         out_PWD = pages.data_PWD.index_select(0, flat)
     else:
         out_PWD = pages.data_PWD.new_empty((len(flat), pages.data_PWD.shape[1], pages.head_dim), dtype=dtype)
-        for out, ids in zip(out_PWD.split(_PAGES_AT_ONCE), flat.split(_PAGES_AT_ONCE), strict=True):
+        at_once = _PAGES_AT_ONCE if flat.device.type == "cpu" else len(flat)
+        for out, ids in zip(out_PWD.split(at_once), flat.split(at_once), strict=True):
             out.copy_(dequantize(pages.rows(ids), dtype=dtype))
     return out_PWD.view(*page_ids.shape[:-1], -1, pages.head_dim)
 

@@ -1,0 +1,63 @@
+// What is compiled once for every instruction set, and the table that tells one from another.
+#pragma once
+
+#include <cstdint>
+
+namespace epilogue {
+
+constexpr int kPageTokens = 128;
+
+enum class Storage : int { float32 = 0, bfloat16 = 1, int8 = 2, int4 = 3 };
+
+// A pool of pages of one kind, keys or values: epilogue.kernels.paged_attention.PageTensors.
+struct Pool {
+    std::uint8_t* data;
+    float* scale;  // of int8 and int4, else null
+    float* zero;   // of int4, else null
+    std::int64_t num_pages;
+    Storage storage;
+};
+
+// Query rows that share a key head, and what they look at: pages [first, stop) of its row of the table.
+struct Stretch {
+    Pool keys, values;
+    const std::int64_t* ids;  // -1: not there
+    std::int64_t first, stop;
+    std::int64_t num_keys;
+    int head_dim, num_rows;
+    const float* q;             // [rows, head_dim]: times the scale, and rotated where keys are
+    const float* slopes;        // [rows]
+    const std::int64_t* own;    // [rows]: position of the query; it sees no key behind it
+    const std::int64_t* begin;  // [rows]: first page that the row looks at
+    float* largest;             // [rows] out: largest score, -inf where nothing was seen
+    float* sum;                 // [rows] out: of exp(score - largest)
+    float* average;             // [rows, head_dim] out: values under those weights, in the values' basis
+    float* buffer;              // [kPageTokens * head_dim] to work in
+};
+
+struct Linear {
+    const float* x;        // [rows, in]
+    const void* weight;    // [out, in], float32 or bfloat16
+    const float* bias;     // [out] or null
+    float* y;              // [rows, out]
+    std::int64_t num_rows, in, out;
+    bool is_bfloat16;
+};
+
+struct Kernels {
+    const char* name;
+    float (*dot)(const float* a, const float* b, int n);
+    void (*attend)(const Stretch& stretch);
+    void (*linear)(const Linear& linear, std::int64_t first, std::int64_t stop);  // outputs [first, stop)
+};
+
+extern const Kernels kernels_portable;
+#ifdef EPILOGUE_X86
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// The best that this processor has, or the one named; null if it has none of that name.
+const Kernels* choose_kernels(const char* name);
+
+}  // namespace epilogue

@@ -1,0 +1,75 @@
+"""`epilogue serve`: the engine behind HTTP, for KoboldAI's front ends and everything that speaks OpenAI's API."""
+
+import ipaddress
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from epilogue.checkpoint import load_tokenizer
+from epilogue.cli.settings import check_epsilon, choose_storage, name_of, open_model
+from epilogue.engine import Engine
+from epilogue.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What the command line was given."""
+
+    model: str | None
+    host: str
+    port: int
+    api_key: str | None
+    is_insecure: bool
+    allowed_origins: tuple[str, ...]
+    device: str
+    dtype: str
+    max_seq_len: int | None
+    kv_storage: str
+    epsilon: float
+
+
+def run_serve(options: ServeOptions) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        RequestError: another machine could come in without a key, or the packages are missing.
+        EpilogueError: the model is not usable.
+    """
+    console = Console(stderr=True, highlight=False, markup=False)
+    _check_reach(options)
+    try:
+        import uvicorn
+
+        from epilogue.server import Settings, Worker, create_app
+    except ImportError as error:
+        raise RequestError(f"{error.name} is not installed; run pip install 'epilogue[server]'") from error
+    with console.status("loading the model"):
+        checkpoint = open_model(
+            options.model, device=options.device, dtype=options.dtype, max_seq_len=options.max_seq_len
+        )
+        tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
+        storage, epsilon = choose_storage(options.kv_storage, checkpoint.dtype), check_epsilon(options.epsilon)
+        worker = Worker(Engine(checkpoint.model, storage=storage, epsilon=epsilon), tokenizer)
+    settings = Settings(
+        model_name=checkpoint.directory.name, api_key=options.api_key, allowed_origins=options.allowed_origins
+    )
+    place = f"http://{options.host}:{options.port}"
+    console.print(f"{name_of(options.model)} at {place}: room for {worker.most_tokens:,} tokens", style="dim")
+    console.print(f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim")
+    app = create_app(worker, settings)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=10)
+
+
+def _check_reach(options: ServeOptions) -> None:
+    if options.api_key or options.is_insecure or _is_loopback(options.host):
+        return
+    raise RequestError(
+        f"--host {options.host} lets other machines in; give --api-key KEY, or --insecure if anybody may come"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,31 @@
+"""The linear layer in C++ (native/few_row_linear.cpp): the cores share the weights, fp32 sums, weights read once."""
+
+import torch
+from torch import Tensor
+
+from epilogue.kernels.extension import native_module
+
+
+def few_row_linear_native(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, instructions: str = "") -> Tensor:
+    """Like the op, for fp32 or bf16 on the CPU; ``instructions`` names an instruction set, the best one if empty.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or no such instruction set here.
+    """
+    width_out, width_in = weight_FC.shape
+    if x.shape[-1] != width_in or x.dtype != weight_FC.dtype or x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"wanted x [..., {width_in}] like the weights' {weight_FC.dtype}, got {x.dtype} {list(x.shape)}"
+        )
+    rows = x.float().contiguous()
+    bias = None if bias_F is None else bias_F.float().contiguous()
+    weight_FC = weight_FC.contiguous()
+    out = torch.empty(*x.shape[:-1], width_out)
+    module = native_module()
+    assert module is not None
+    module.few_row_linear(
+        rows.data_ptr(), weight_FC.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
+        out.numel() // width_out, width_in, width_out, weight_FC.dtype == torch.bfloat16, torch.get_num_threads(),
+        instructions,
+    )  # fmt: skip
+    return out.to(x.dtype)

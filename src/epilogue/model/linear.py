@@ -1,0 +1,93 @@
+"""The linear layers of a block, dense or quantised: which of the two is the config's to say."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from epilogue.kernels.few_row_linear import few_row_linear
+from epilogue.kernels.quant_linear import QuantWeight, dense, num_groups, quant_linear
+from epilogue.model.quantization import Quantization
+
+QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj")
+"""What is quantised in every block; embeddings, head and norms stay as they are."""
+
+
+class Linear(nn.Linear):
+    """PyTorch's, through ``kernels.few_row_linear``, which knows a faster way for the few rows of a decode step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x weight^T + bias, [..., in] to [..., out]."""
+        return few_row_linear(x, self.weight, self.bias)
+
+
+class QuantLinear(nn.Module):
+    """A linear layer that holds codes, and multiplies with the numbers they stand for, rounded to the model's dtype.
+
+    Codes, scales and zero points keep their own dtypes whatever the model is converted to: a scale in bf16 would be
+    another model.
+    """
+
+    codes_OI: Tensor
+    scales_OG: Tensor
+    zeros_OG: Tensor
+    order_I: Tensor | None
+    _like: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, *, quantization: Quantization, bias: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size = quantization.bits, quantization.group_of(in_features)
+        groups = num_groups(in_features, self.group_size)
+        self.register_buffer("codes_OI", torch.zeros(out_features, in_features * self.bits // 8, dtype=torch.uint8))
+        self.register_buffer("scales_OG", torch.ones(out_features, groups, dtype=torch.float16))
+        self.register_buffer("zeros_OG", torch.zeros(out_features, groups, dtype=torch.int16))
+        self.register_buffer("order_I", None)
+        # Its dtype is that of a dense weight in this place. Never on the meta device, from which nothing can be moved.
+        self.register_buffer("_like", torch.empty(0, device="cpu"), persistent=False)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+
+    @property
+    def quant_weight(self) -> QuantWeight:
+        """What the layer holds."""
+        return QuantWeight(self.bits, self.group_size, self.codes_OI, self.scales_OG, self.zeros_OG, self.order_I)
+
+    @quant_weight.setter
+    def quant_weight(self, weight: QuantWeight) -> None:
+        if (weight.out_features, weight.in_features) != (self.out_features, self.in_features):
+            raise ValueError(
+                f"a weight of {weight.out_features} outputs and {weight.in_features} inputs does not fit a layer of "
+                f"{self.out_features} and {self.in_features}"
+            )
+        self.bits, self.group_size = weight.bits, weight.group_size
+        self.codes_OI, self.scales_OG, self.zeros_OG = weight.codes_OI, weight.scales_OG, weight.zeros_OG
+        self.order_I = weight.order_I
+
+    @property
+    def weight(self) -> Tensor:
+        """weight_OI as it is used, made anew: a dense matrix in the model's dtype."""
+        return dense(self.quant_weight, dtype=self._like.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``nn.Linear``."""
+        out: Tensor = quant_linear(x.flatten(0, -2), self.quant_weight).view(*x.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        """Follow the model to its device; scales keep their dtype, and the bias and ``_like`` take the model's."""
+        dtype = self.scales_OG.dtype
+        scales_OG = self.scales_OG
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scales_OG.dtype != dtype:
+            self.scales_OG = scales_OG.to(self.scales_OG.device)
+        return self
+
+
+def make_linear(
+    in_features: int, out_features: int, *, quantization: Quantization | None, bias: bool
+) -> Linear | QuantLinear:
+    """A layer of a block: ``Linear``, or a ``QuantLinear`` where the model is quantised."""
+    if quantization is None:
+        return Linear(in_features, out_features, bias=bias)
+    return QuantLinear(in_features, out_features, quantization=quantization, bias=bias)

@@ -1,0 +1,6 @@
+"""HTTP: the APIs that front ends speak, around one engine."""
+
+from epilogue.server.app import Settings, create_app
+from epilogue.server.worker import QueueFullError, Worker
+
+__all__ = ["QueueFullError", "Settings", "Worker", "create_app"]

@@ -1,0 +1,175 @@
+"""A request on its way through the engine: taken up, read chunk by chunk, written token by token, ended."""
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from epilogue.engine import Engine, Scores, Sequence
+from epilogue.engine.sampling_params import NUM_SEEDS
+from epilogue.errors import RequestError
+from epilogue.server.protocol import Begun, Done, Event, Failed, Generation, Reading, Scored, TokenLogprobs
+from epilogue.server.writing import Writing
+from epilogue.text import Tokenizer
+
+Listener = Callable[[Event], None]
+"""Told what happens to a request, in the engine's thread; must not wait."""
+
+
+class Job:
+    """One request. Everything but ``cancel`` belongs to the engine's thread."""
+
+    def __init__(self, generation: Generation, listener: Listener) -> None:
+        self.generation, self._listener = generation, listener
+        self.is_cancelled = False
+        self.sequence: Sequence | None = None
+        self.writings: list[Writing] = []
+        self._to_score: list[int] = []
+        self._scores: Iterator[Scores] | None = None
+        self._num_scored = 0
+        self.created_s = time.monotonic()
+        self.begun_s = self.read_s = self.first_token_s = 0.0
+        self.num_prompt_tokens = self.num_cached_tokens = 0
+
+    def cancel(self) -> None:
+        """Let the work end within one step; from any thread."""
+        self.is_cancelled = True
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens of the prompt that went through the model so far."""
+        if self.sequence is None:
+            return 0
+        num_unread = max(0, self.sequence.num_pending) + len(self._to_score) - self._num_scored
+        total = self.num_prompt_tokens - self.num_cached_tokens
+        return total if self.is_read else max(0, total - num_unread)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is known what comes after the prompt."""
+        return bool(self.writings)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all continuations are complete."""
+        return self.is_read and all(writing.reason for writing in self.writings)
+
+    def begin(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        """Take the request up: nothing is read yet.
+
+        Raises:
+            RequestError: an id is outside the vocabulary, or there is no text.
+            CapacityError: it does not fit.
+        """
+        ids = prompt_ids(self.generation, tokenizer, vocab_size=engine.model.config.vocab_size)
+        room_tokens = self.generation.params.max_new_tokens
+        if self.generation.scores_prompt:
+            # Behind its first token, which nothing is known of.
+            self.sequence = engine.enter(ids[:1], room_tokens=len(ids) - 1 + room_tokens)
+            self._to_score = ids[1:]
+        else:
+            self.sequence = engine.enter(ids, room_tokens=room_tokens)
+        self.begun_s = time.monotonic()
+        self.num_prompt_tokens, self.num_cached_tokens = len(ids), self.sequence.table.num_tokens
+        self.tell(Begun(self.num_prompt_tokens, self.num_cached_tokens))
+        if self.generation.scores_prompt:
+            self.tell(Scored((TokenLogprobs(ids[0], -math.inf, ()),)))
+
+    def read(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        """Read a chunk; after the last one writing begins.
+
+        Raises:
+            CapacityError: other texts took the pages.
+        """
+        assert self.sequence is not None
+        if self._scores is not None and (scores := next(self._scores, None)) is not None:
+            self.tell(Scored(_told(scores, self._to_score[self._num_scored :])))
+            self._num_scored += len(scores.logprobs_T)
+        is_read = engine.advance(self.sequence)
+        self.tell(Reading(self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens))
+        if is_read and self._num_scored < len(self._to_score):
+            top = self.generation.num_logprobs or 0
+            self._scores = self._scores or engine.score_chunks(self.sequence, self._to_score, top=top)
+        elif is_read:
+            self.read_s = time.monotonic() - self.begun_s
+            self._begin_writing(engine, tokenizer)
+
+    def write(self) -> None:
+        """Write a token of every continuation that is not complete.
+
+        Raises:
+            EpilogueError: as ``Engine.stream``.
+        """
+        for writing in self.writings:
+            if writing.reason is None:
+                events = writing.advance()
+                self.first_token_s = self.first_token_s or time.monotonic()
+                for event in events:
+                    self.tell(event)
+
+    def finish(self) -> None:
+        """Say that all is done, or cancelled with what was written."""
+        for writing in self.writings:
+            for event in [] if writing.reason else writing.end("cancelled"):
+                self.tell(event)
+        self.tell(Done(self.read_s, time.monotonic() - self.begun_s - self.read_s))
+
+    def fail(self, error: Exception) -> None:
+        """Say that it cannot go on."""
+        for writing in self.writings:
+            writing.close()
+        self.tell(Failed(error))
+
+    def tell(self, event: Event) -> None:
+        """Let the listener know."""
+        self._listener(event)
+
+    def texts(self) -> Iterator[Sequence]:
+        """All that it holds in the engine."""
+        yield from [writing.sequence for writing in self.writings] or ([self.sequence] if self.sequence else [])
+
+    def _begin_writing(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        assert self.sequence is not None
+        params, first = self.generation.params, self.sequence
+        seed = secrets.randbelow(NUM_SEEDS) if params.seed is None else params.seed
+        sequences = [first, *(engine.fork(first) for _ in range(self.generation.num_texts - 1))]
+        self.writings = [
+            Writing(
+                index,
+                engine,
+                sequence,
+                generation=self.generation,
+                params=replace(params, seed=(seed + index) % NUM_SEEDS),
+                tokenizer=tokenizer,
+            )
+            for index, sequence in enumerate(sequences)
+        ]
+
+
+def _told(scores: Scores, ids: list[int]) -> tuple[TokenLogprobs, ...]:
+    rows = zip(ids, scores.logprobs_T.tolist(), scores.top_TN.tolist(), scores.top_logprobs_TN.tolist(), strict=False)
+    return tuple(TokenLogprobs(i, x, tuple(zip(top, values, strict=True))) for i, x, top, values in rows)
+
+
+def prompt_ids(generation: Generation, tokenizer: Tokenizer, *, vocab_size: int) -> list[int]:
+    """The ids to read: memory and prompt, the prompt's oldest left out where the request's own limit says so.
+
+    Raises:
+        RequestError: an id is outside the vocabulary.
+    """
+    if isinstance(generation.prompt, tuple):
+        ids, memory = list(generation.prompt), tokenizer.encode(generation.memory)
+        if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+            raise RequestError(f"the prompt holds id {wrong[0]}, outside the vocabulary of {vocab_size}")
+    else:
+        # Together, for a seam would change tokens; apart only where the prompt is cut.
+        ids, memory = tokenizer.encode(generation.memory + generation.prompt), []
+    if generation.max_context_tokens is not None:
+        room = generation.max_context_tokens - generation.params.max_new_tokens
+        if len(memory) + len(ids) > max(1, room):
+            memory = memory or tokenizer.encode(generation.memory)
+            prompt = ids if isinstance(generation.prompt, tuple) else tokenizer.encode(generation.prompt)
+            ids = prompt[-max(1, room - len(memory)) :]
+    # An empty story begins where any text does: behind the end of another one.
+    return memory + ids or [tokenizer.eos_id]

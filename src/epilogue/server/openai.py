@@ -1,0 +1,249 @@
+"""OpenAI's completions and chat completions: requests to generations, events to answers. No input or output here."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from epilogue.engine import SamplingParams
+from epilogue.engine.sampling_params import NUM_SEEDS
+from epilogue.errors import RequestError
+from epilogue.server.protocol import Begun, Ended, Event, Generation, Piece, TokenLogprobs
+from epilogue.text import Tokenizer
+
+_REFUSED = {
+    "suffix": "text is written only behind a prompt",
+    "tools": "a story model calls no tools",
+    "functions": "a story model calls no functions",
+    "response_format": "the text has no format",
+}
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    model: str = ""
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    stream: bool = False
+    stream_options: dict[str, Any] = {}
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Annotated[dict[int, float], Field(max_length=4096)] = {}
+    seed: int | None = None
+    stop: Annotated[list[str], BeforeValidator(_as_list), Field(max_length=256)] = []
+    ignore_eos: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping):
+            return body
+        for name, reason in _REFUSED.items():
+            if body.get(name) not in (None, "", [], {}, {"type": "text"}):
+                raise ValueError(f"{name} is not supported: {reason}; leave it out")
+        return {name: value for name, value in body.items() if value is not None}
+
+
+class CompletionRequest(_Request):
+    """The body of /v1/completions. top_k, min_p, repetition_penalty and ignore_eos are vLLM's."""
+
+    prompt: str | list[int] | list[str] | list[list[int]] = ""
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class Message(BaseModel):
+    """One of a chat."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, Any]] | None = None
+
+    @property
+    def text(self) -> str:
+        """Its text, whichever way it was sent.
+
+        Raises:
+            RequestError: it holds an image or a sound.
+        """
+        if isinstance(self.content, list):
+            if any(part.get("type", "text") != "text" for part in self.content):
+                raise RequestError("messages can hold nothing but text")
+            return "".join(str(part.get("text", "")) for part in self.content)
+        return self.content or ""
+
+
+class ChatRequest(_Request):
+    """The body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+
+
+def prompts(request: CompletionRequest) -> list[str | tuple[int, ...]]:
+    """The prompts of a request, one or several, as text or as ids."""
+    given = request.prompt
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(part, int) for part in given):
+        return [tuple(part for part in given if isinstance(part, int))]
+    return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
+
+
+def prompt_text(prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> str:
+    """A prompt as text."""
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+
+
+def completion(request: CompletionRequest, prompt: str | tuple[int, ...]) -> Generation:
+    """The generation that one prompt asks for."""
+    most = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
+    generation = _generation(request, prompt, 16 if most is None else most, request.logprobs)
+    return replace(generation, scores_prompt=request.echo and request.logprobs is not None)
+
+
+def chat(request: ChatRequest) -> Generation:
+    """The generation that a chat asks for: a story model is told what was said as plain text.
+
+    Instructions stand first, in paragraphs of their own; what users and assistant wrote follows as one text, as if
+    they had written it together.
+    """
+    told = [message.text.strip() for message in request.messages if message.role in ("system", "developer")]
+    story = [message.text for message in request.messages if message.role in ("user", "assistant")]
+    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    text = "\n\n".join([*(part for part in told if part), *(part.strip("\n") for part in story if part.strip())])
+    return _generation(request, text, 400 if most is None else most, request.top_logprobs if request.logprobs else None)
+
+
+def _generation(request: _Request, prompt: str | tuple[int, ...], most: int, logprobs: int | None) -> Generation:
+    if any(bias != bias or abs(bias) > 100 for bias in request.logit_bias.values()):
+        raise RequestError("logit_bias must be between -100 and 100")
+    biases = {i: float("-inf") if bias == -100 else bias for i, bias in request.logit_bias.items()}
+    params = SamplingParams(
+        max_new_tokens=most,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=max(0, request.top_k),
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        repetition_range_tokens=2048,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=biases,
+        seed=None if request.seed is None else request.seed % NUM_SEEDS,
+        ignore_eos=request.ignore_eos,
+    )
+    stop = tuple(text for text in request.stop if text)
+    return Generation(prompt=prompt, params=params, num_texts=request.n, stop=stop, num_logprobs=logprobs)
+
+
+def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+@dataclass
+class Usage:
+    """Tokens of a request, added up over its prompts."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def count(self, event: Event) -> None:
+        """Take one event in."""
+        if isinstance(event, Begun):
+            self.prompt += event.num_prompt_tokens
+            self.cached += event.num_cached_tokens
+        elif isinstance(event, Ended):
+            self.completion += event.num_tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API tells it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass
+class Choice:
+    """One continuation as it comes."""
+
+    index: int
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, event: Piece | Ended) -> None:
+        """Grow by an event."""
+        if isinstance(event, Piece):
+            self.pieces.append(event.text)
+            self.logprobs.extend(event.logprobs)
+        else:
+            self.finish_reason = "length" if event.reason == "length" else "stop"
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.pieces)
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprobs], tokenizer: Tokenizer, *, offset: int = 0) -> dict[str, Any]:
+    """Log probabilities as /v1/completions tells them; ``offset`` is the character the first token begins at."""
+    texts = [tokenizer.token_text(token.token_id) for token in tokens]
+    offsets = [offset]
+    for text in texts:
+        offsets.append(offsets[-1] + len(text))
+    return {
+        "tokens": texts,
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "top_logprobs": [{tokenizer.token_text(i): x for i, x in token.top} or None for token in tokens],
+        "text_offset": offsets[:-1],
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Log probabilities as /v1/chat/completions, and KoboldCpp, tell them."""
+
+    def told(token_id: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": tokenizer.token_text(token_id),
+            "logprob": _finite(logprob),
+            "bytes": list(tokenizer.token_bytes(token_id)),
+        }
+
+    content = [told(t.token_id, t.logprob) | {"top_logprobs": [told(i, x) for i, x in t.top]} for t in tokens]
+    return {"content": content}
+
+
+def _finite(logprob: float) -> float | None:
+    """JSON has no infinity, and the first token of a text no probability."""
+    return logprob if logprob > float("-inf") else None
+
+
+def answer(kind: str, identity: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """The frame of an answer, or of a piece of one."""
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": model, "choices": choices}
+
+
+def stream_data(data: Mapping[str, Any] | str) -> str:
+    """One event of a stream."""
+    return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"

@@ -1,0 +1,200 @@
+"""The endpoints of the OpenAI API."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from epilogue.server import openai
+from epilogue.server.events import Ticket
+from epilogue.server.openai import ChatRequest, Choice, CompletionRequest, Usage
+from epilogue.server.protocol import Ended, Event, Generation, Piece, Scored, TokenLogprobs
+from epilogue.text import Tokenizer
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The one model that is served."""
+    name = request.app.state.desk.settings.model_name
+    return {"object": "list", "data": [_model(name)]}
+
+
+@router.get("/v1/models/{model:path}")
+async def model(request: Request, model: str) -> Response:
+    """The same, by its name."""
+    name = request.app.state.desk.settings.model_name
+    if model != name:
+        return JSONResponse(openai.error_body(f"there is no model {model!r} here, only {name!r}", "not_found"), 404)
+    return JSONResponse(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "epilogue"}
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Text that comes next."""
+    generations = [openai.completion(body, prompt) for prompt in openai.prompts(body)]
+    return await _respond(request, body, generations, _Completions(request, body))
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    """Text that comes next, behind what was said."""
+    return await _respond(request, body, [openai.chat(body)], _Chats(request))
+
+
+class _Shape:
+    """What differs between the two."""
+
+    kind: str
+    identity: str
+
+    def __init__(self, request: Request) -> None:
+        desk = request.app.state.desk
+        self.model: str = desk.settings.model_name
+        self.tokenizer: Tokenizer = desk.worker.tokenizer
+        self.identity = f"{self.identity}-{uuid4().hex}"
+
+    def opening(self, choice: Choice, prompt_index: int) -> dict[str, Any] | None:
+        """What a stream says of a choice before its first piece."""
+        return None
+
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def whole(self, choice: Choice, prompt_index: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def end(self, index: int, reason: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _Completions(_Shape):
+    kind, identity = "text_completion", "cmpl"
+
+    def __init__(self, request: Request, body: CompletionRequest) -> None:
+        super().__init__(request)
+        self.echo = [openai.prompt_text(prompt, self.tokenizer) for prompt in openai.prompts(body)] if body.echo else []
+        self.scores: dict[int, list[TokenLogprobs]] = {}
+
+    def opening(self, choice: Choice, prompt_index: int) -> dict[str, Any] | None:
+        if not self.echo:
+            return None
+        return {"index": choice.index, "text": self.echo[prompt_index], "finish_reason": None, "logprobs": None}
+
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        logprobs = openai.completion_logprobs(piece.logprobs, self.tokenizer) if piece.logprobs else None
+        return {"index": index, "text": piece.text, "finish_reason": None, "logprobs": logprobs}
+
+    def end(self, index: int, reason: str) -> dict[str, Any]:
+        return {"index": index, "text": "", "finish_reason": reason, "logprobs": None}
+
+    def whole(self, choice: Choice, prompt_index: int) -> dict[str, Any]:
+        before = self.echo[prompt_index] if self.echo else ""
+        tokens = [*self.scores.get(prompt_index, ()), *choice.logprobs]
+        logprobs = openai.completion_logprobs(tokens, self.tokenizer) if tokens else None
+        return {
+            "index": choice.index,
+            "text": before + choice.text,
+            "finish_reason": choice.finish_reason or "stop",
+            "logprobs": logprobs,
+        }
+
+
+class _Chats(_Shape):
+    kind, identity = "chat.completion", "chatcmpl"
+
+    def opening(self, choice: Choice, prompt_index: int) -> dict[str, Any] | None:
+        return {"index": choice.index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        logprobs = openai.chat_logprobs(piece.logprobs, self.tokenizer) if piece.logprobs else None
+        return {"index": index, "delta": {"content": piece.text}, "finish_reason": None, "logprobs": logprobs}
+
+    def end(self, index: int, reason: str) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "finish_reason": reason}
+
+    def whole(self, choice: Choice, prompt_index: int) -> dict[str, Any]:
+        logprobs = openai.chat_logprobs(choice.logprobs, self.tokenizer) if choice.logprobs else None
+        message = {"role": "assistant", "content": choice.text}
+        return {
+            "index": choice.index,
+            "message": message,
+            "finish_reason": choice.finish_reason or "stop",
+            "logprobs": logprobs,
+        }
+
+
+async def _respond(
+    request: Request, body: CompletionRequest | ChatRequest, generations: list[Generation], shape: _Shape
+) -> Response:
+    tickets: list[Ticket] = []
+    try:
+        for generation in generations:
+            tickets.append(Ticket(request.app.state.desk.worker, generation))
+        if not body.stream:
+            return JSONResponse(await _collected(request, body, tickets, shape))
+        # The first event, so that what cannot be served is still answered by its status.
+        streams = [ticket.events() for ticket in tickets]
+        first = await anext(streams[0])
+    except BaseException:
+        for ticket in tickets:
+            ticket.cancel()
+        raise
+    with_usage = bool(body.stream_options.get("include_usage"))
+    lines = _lines(body.n, streams, first, shape, with_usage=with_usage)
+    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+async def _collected(
+    request: Request, body: CompletionRequest | ChatRequest, tickets: list[Ticket], shape: _Shape
+) -> dict[str, Any]:
+    choices, usage = list[dict[str, Any]](), Usage()
+    for prompt_index, ticket in enumerate(tickets):
+        mine = [Choice(prompt_index * body.n + i) for i in range(body.n)]
+        for event in await ticket.all_events(request):
+            usage.count(event)
+            if isinstance(event, Piece | Ended):
+                mine[event.index].take(event)
+            elif isinstance(event, Scored) and isinstance(shape, _Completions):
+                shape.scores.setdefault(prompt_index, []).extend(event.logprobs)
+        choices += [shape.whole(choice, prompt_index) for choice in mine]
+    return openai.answer(shape.kind, shape.identity, shape.model, choices) | {"usage": usage.as_dict()}
+
+
+async def _lines(
+    num_texts: int, streams: list[AsyncIterator[Event]], first: Event, shape: _Shape, *, with_usage: bool
+) -> AsyncIterator[str]:
+    usage = Usage()
+    usage.count(first)
+    kind = shape.kind + ("" if shape.kind == "text_completion" else ".chunk")
+
+    def line(choices: list[dict[str, Any]], **more: Any) -> str:
+        return openai.stream_data(openai.answer(kind, shape.identity, shape.model, choices) | more)
+
+    try:
+        for prompt_index, stream in enumerate(streams):
+            start = prompt_index * num_texts
+            for opening in (shape.opening(Choice(start + i), prompt_index) for i in range(num_texts)):
+                if opening is not None:
+                    yield line([opening])
+            async for event in stream:
+                usage.count(event)
+                if isinstance(event, Piece):
+                    yield line([shape.delta(start + event.index, event)])
+                elif isinstance(event, Ended):
+                    reason = "length" if event.reason == "length" else "stop"
+                    yield line([shape.end(start + event.index, reason)])
+    except Exception as error:
+        yield openai.stream_data(openai.error_body(str(error), "server_error"))
+        return
+    if with_usage:
+        yield line([], usage=usage.as_dict())
+    yield openai.stream_data("[DONE]")
