@@ -25,6 +25,25 @@ def test_what_was_exported_can_be_used_like_any_model(run: Run, tiny: Path, book
     assert "64" in run("info", out).out
 
 
+def test_a_folder_for_transformers(run: Run, tiny: Path, book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny-hf"
+    done = run("export", tiny, out, "--format", "hf", "--type", "f32")
+    assert (done.code, done.out) == (0, f"{out}\n")
+    assert (out / "README.md").is_file()
+    options = ("--max-new-tokens", 20, "--seed", 3)
+    assert run("write", book, "--model", out, *options).out == run("write", book, "--model", tiny, *options).out
+
+
+@pytest.mark.parametrize("format_name", ["gptq", "gptq_v2", "kobold"])
+def test_a_folder_for_programs_of_four_bits(run: Run, tiny: Path, book: Path, tmp_path: Path, format_name: str) -> None:
+    quantised, out = tmp_path / "quantised", tmp_path / format_name
+    assert run("quantize", tiny, quantised, "--method", "rtn", "--group-size", 32, "--held-out", book).code == 0
+    done = run("export", quantised, out, "--format", format_name)
+    assert (done.code, done.out) == (0, f"{out}\n")
+    assert load_checkpoint(out).config.quantization.bits == 4
+    assert bool(list(out.glob("4bit-*.safetensors"))) == (format_name == "kobold")
+
+
 def test_the_bundled_model_has_a_name(run: Run, tmp_path: Path) -> None:
     assert run("export", "bundled", tmp_path / "e.gguf").code == 0
     assert load_checkpoint(tmp_path / "e.gguf").config.n_layers == 6
@@ -36,6 +55,7 @@ def test_the_bundled_model_has_a_name(run: Run, tmp_path: Path) -> None:
         (("tiny", "tiny.bin"), "does not tell a format"),
         (("tiny", "x.gguf", "--format", "onnx"), "--format must be one of"),
         (("tiny", "x.gguf", "--type", "q3_k"), "--type of gguf must be one of f32, f16, bf16, q8_0, q4_0"),
+        (("tiny", "x.gguf", "--push-to", "me/mine"), "--push-to is of hf, and this is gguf"),
         (("mpt-7b", "x.gguf"), "name of an architecture"),
         (("nowhere/", "x.gguf"), "neither an existing directory"),
     ],
@@ -46,6 +66,10 @@ def test_refusals(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg
     if arguments[0] == "tiny":
         arguments = (tmp_path, *arguments[1:])
     assert words in run("export", *arguments).complaint
+
+
+def test_a_dense_model_has_no_four_bits_to_write(run: Run, tiny: Path, tmp_path: Path) -> None:
+    assert "is not quantised; quantise it first" in run("export", tiny, tmp_path / "x", "--format", "kobold").complaint
 
 
 def test_a_place_that_cannot_be_written(run: Run, tiny: Path, tmp_path: Path) -> None:

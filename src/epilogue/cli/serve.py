@@ -1,6 +1,7 @@
 """`epilogue serve`: the engine behind HTTP, for KoboldAI's front ends and everything that speaks OpenAI's API."""
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -32,7 +33,7 @@ def run_serve(options: ServeOptions) -> None:
     """Serve until Ctrl-C.
 
     Raises:
-        RequestError: another machine could come in without a key, or the packages are missing.
+        RequestError: another machine could come in without a key, the port is taken, or the packages are missing.
         EpilogueError: the model is not usable.
     """
     console = Console(stderr=True, highlight=False, markup=False)
@@ -53,11 +54,24 @@ def run_serve(options: ServeOptions) -> None:
     settings = Settings(
         model_name=checkpoint.directory.name, api_key=options.api_key, allowed_origins=options.allowed_origins
     )
-    place = f"http://{options.host}:{options.port}"
-    console.print(f"{name_of(options.model)} at {place}: room for {worker.most_tokens:,} tokens", style="dim")
-    console.print(f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim")
-    app = create_app(worker, settings)
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=10)
+    # Before anything is said: who reads the lines may connect at once, and waits until the server takes it up.
+    door = _open_door(options.host, options.port)
+    place = f"http://{options.host}:{door.getsockname()[1]}"
+    console.print(f"{name_of(options.model)}: room for {worker.most_tokens:,} tokens", style="dim", soft_wrap=True)
+    console.print(
+        f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim", soft_wrap=True
+    )
+    config = uvicorn.Config(create_app(worker, settings), log_level="warning", timeout_graceful_shutdown=10)
+    uvicorn.Server(config).run(sockets=[door])
+
+
+def _open_door(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise RequestError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another --port, or 0 for any that is free"
+        ) from error
 
 
 def _check_reach(options: ServeOptions) -> None:
