@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -146,8 +145,10 @@ def measure(model: MPT, storage: Storage, ids: list[int], num_tokens: int, ceili
 def flash_backend() -> Iterator[None]:
     """FlexAttention by its FLASH backend, for as long as this lasts."""
     compiled = torch.compile(flex_attention, dynamic=True)
-    forced = partial(compiled, kernel_options={"BACKEND": "FLASH"})
-    with patch.object(flex, "_compiled_flex_attention", lambda dynamic: forced):
+    with (
+        patch.object(flex, "_compiled_flex_attention", lambda dynamic: compiled),
+        patch.object(flex, "_kernel_options", lambda device: {"BACKEND": "FLASH"}),
+    ):
         yield
 
 

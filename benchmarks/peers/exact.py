@@ -66,7 +66,7 @@ def read_reference(model: MPT, ids: list[int], ends: list[int]) -> Reading:
 
 def read_ours(model: MPT, ids: list[int], ends: list[int], storage: Storage) -> Reading:
     """As the engine reads: within reach, pages evicted."""
-    engine = Engine(model, storage=storage)
+    engine = Engine(model, storage=storage, lookup=False)
     sequence = engine.open_book(ids[: ends[0]], room_tokens=ends[-1] - ends[0])
     for end in ends:
         engine.append(sequence, ids[sequence.num_tokens : end])

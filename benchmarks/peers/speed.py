@@ -56,7 +56,7 @@ def measure_llama(gguf: Path, ids: list[int], kv_type: str, threads: int, whole:
 
 
 def measure_ours(model: MPT, ids: list[int], storage: Storage, depths: list[int]) -> dict[str, Any]:
-    engine = Engine(model, storage=storage)
+    engine = Engine(model, storage=storage, lookup=False)
     read_s, token_s = {}, {}
     params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=0, ignore_eos=True)
     for depth in depths:
