@@ -13,6 +13,7 @@ import torch
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import alibi_slopes
 from epilogue.model.reach import plan_reach, plan_tokens, prefix_costs, running_norms
+from model.interpreted_steps import STORAGES, compare_all
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 3), (8, 2), (12, 1)])
@@ -70,12 +71,19 @@ def test_a_page_behind_a_key_that_is_not_finite_is_looked_at() -> None:
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
 def test_the_kernel_takes_tokens_in_as_the_operators_do() -> None:
     tests = Path(__file__).parents[1]
+    path = f"{tests.parent / 'src'}{os.pathsep}{tests}"
     done = subprocess.run(
         [sys.executable, "-m", "model.interpreted_steps"],
         cwd=tests,
-        env=os.environ | {"PYTHONPATH": f"{tests.parent / 'src'}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", STORAGES)
+def test_on_an_accelerator_the_kernel_takes_tokens_in_as_the_operators_do(storage: str) -> None:
+    compare_all(storage, "cuda")

@@ -69,9 +69,9 @@ class Sampler:
             RequestError: every token is banned.
             ValueError: the logits are not one row.
         """
-        probs_V = self.probabilities(logits_V, history)
         if self.params.temperature == 0:
-            return int(probs_V.argmax())
+            return self._likeliest(self._unfiltered(logits_V, history), history)
+        probs_V = self.probabilities(logits_V, history)
         cumulative_V = probs_V.cumsum(0)
         drawn = _uniform(f"{self.seed}:{len(history)}") * float(cumulative_V[-1])
         token_id = int(torch.searchsorted(cumulative_V, drawn, right=True))
@@ -86,13 +86,11 @@ class Sampler:
 
         V is ``num_tokens`` where that is smaller. At temperature 0 one token has it all.
         """
-        scores_V = self._biased(self._checked(logits_V, history))
-        if self.params.dry_multiplier > 0:
-            scores_V = self._dry(scores_V, history)
+        scores_V = self._unfiltered(logits_V, history)
         if self.params.temperature == 0:
-            if "repetition" in self.params.order:
-                scores_V = self._penalized(scores_V, history)
-            return torch.zeros_like(scores_V).index_fill_(0, scores_V.argmax(), 1.0)
+            probs_V = torch.zeros_like(scores_V)
+            probs_V[self._likeliest(scores_V, history)] = 1.0
+            return probs_V
         for stage in self.params.order:
             if self._mirostat is None or stage in ("repetition", "temperature"):
                 scores_V = self._pass_through(stage, scores_V, history)
@@ -102,6 +100,16 @@ class Sampler:
         if is_time:
             scores_V = filters.exclude_top_choices(scores_V, threshold=self.params.xtc_threshold)
         return scores_V.softmax(0)
+
+    def _unfiltered(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
+        scores_V = self._biased(self._checked(logits_V, history))
+        return self._dry(scores_V, history) if self.params.dry_multiplier > 0 else scores_V
+
+    def _likeliest(self, scores_V: Tensor, history: Sequence[int]) -> int:
+        """The first of them, whatever filters say."""
+        if "repetition" in self.params.order:
+            scores_V = self._penalized(scores_V, history)
+        return int(scores_V.argmax())
 
     def _checked(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
         """Logits of the tokens there are, a copy in fp64 on the CPU."""

@@ -1,6 +1,7 @@
 """Compile the kernels for GPUs that need not be there; run by test_split.py in a process of its own."""
 
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -51,6 +52,8 @@ def compile_row(capability: int, storage: Any, dtype: torch.dtype, head_dim: int
     pages = allocate_pages(1, head_dim, storage)
     tiles = split._ROW_TILES[storage]
     constants = split._row_switches(pages, pages, tiles) | {"HAS_FIRST": dtype == torch.float32}
+    if dtype == torch.bfloat16:
+        constants |= dict.fromkeys(("num_heads", "num_columns", "num_splits"), 1)
     types = dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "slopes_ptr", "out_ptr", "max_ptr", "sum_ptr"), "*fp32")
     types |= dict.fromkeys(("k_ptr", "v_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
     types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "scale": "fp32", "table_ptr": "*i32", "num_keys_ptr": "*i64"}
@@ -64,6 +67,8 @@ def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim:
     constants = {"PAGE_TOKENS": 128, "HEAD_DIM": head_dim, "BLOCK_D": block, "BLOCK_P": 1024, "GROUP": 2}
     constants |= dict.fromkeys(("K_HAS_SCALE", "V_HAS_SCALE"), storage == "int8")
     constants |= {"SCALE": 0.1, "LOG_EPSILON": -13.8, "ROUNDING": 1e-6, "LEAST": 1e-14}
+    if dtype == torch.bfloat16:
+        constants |= dict.fromkeys(("num_kv_heads", "num_columns", "q_stride"), 1) | {"LOG_EPSILON": -math.inf}
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*" + TRITON_TYPES[dtype])
     types |= dict.fromkeys(("k_data_ptr", "v_data_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
     types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "stored_ptr"), "*fp32")

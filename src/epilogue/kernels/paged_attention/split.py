@@ -24,20 +24,21 @@ class RowTiles(NamedTuple):
     """Keys of a tile."""
     warps: int
     stages: int
-    """Tiles that are on their way at a time."""
+    """Of the pipeline of page ids, tiles and products."""
 
 
 # Program blocks for every multiprocessor; a machine without any (Triton's interpreter) counts as two multiprocessors.
 _BLOCKS_PER_PROCESSOR = 4
 _MOST_SPLITS = 128
 _MOST_ROWS = 32
-# One query a key head is read bound by memory. A tile's 32 partial sums leave a thread at 80 registers, so that six
-# blocks of four warps fit a multiprocessor and have some 100 KB on their way, several times what its share of the
-# memory's bandwidth and delay need. A wider storage has as many bytes on its way in fewer stages.
+# One query a key head should be bound by reading. A tile's 32 partial sums leave a thread at 95 registers, so that five
+# blocks of four warps fit a multiprocessor. One stage goes to page ids, which tiles wait for, one to the tile at work,
+# the rest is on its way: 80 KB a multiprocessor, about twice what its share of bandwidth and delay asks for. A wider
+# storage has as many bytes on its way in a stage less.
 _ROW_TILES: dict[Storage, RowTiles] = {
-    "float32": RowTiles(keys=32, warps=8, stages=2),
+    "float32": RowTiles(keys=32, warps=8, stages=3),
     "bfloat16": RowTiles(keys=32, warps=8, stages=3),
-    "int8": RowTiles(keys=32, warps=4, stages=3),
+    "int8": RowTiles(keys=32, warps=4, stages=4),
 }
 # Heads of short reach are through at once: many small splits even out what the others read.
 _ROW_BLOCKS_PER_PROCESSOR = 16
