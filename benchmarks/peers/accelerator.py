@@ -64,6 +64,7 @@ def ours(model: MPT, ids: list[int], device: torch.device) -> dict[str, Any]:
     return figures("epilogue", ids, read_s, write_s / len(tokens))
 
 
+@torch.inference_mode()
 def theirs(model: MptForCausalLM, ids: list[int], device: torch.device) -> dict[str, Any]:
     inputs = torch.tensor([ids], device=device)
     try:
@@ -93,7 +94,6 @@ def figures(who: str, ids: list[int], read_s: float, token_s: float) -> dict[str
     }
 
 
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=("storywriter", "tiny"), default="storywriter")

@@ -158,7 +158,14 @@ def test_counting_has_no_limit(client: TestClient, tokenizer: Tokenizer) -> None
 
 
 def test_a_text_can_be_asked_for_by_its_key(client: TestClient) -> None:
-    body = {"prompt": PROMPT, "max_length": 8, "genkey": "KCPP1", "logprobs": True}
+    body = {
+        "prompt": PROMPT,
+        "max_length": 8,
+        "genkey": "KCPP1",
+        "logprobs": True,
+        "sampler_seed": 1,
+        "bypass_eos": True,
+    }
     text = client.post("/api/v1/generate", json=body).json()["results"][0]["text"]
     assert client.post("/api/extra/generate/check", json={"genkey": "KCPP1"}).json() == {"results": [{"text": text}]}
     assert client.post("/api/extra/generate/check", json={"genkey": "no"}).json() == {"results": [{"text": ""}]}

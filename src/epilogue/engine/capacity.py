@@ -12,11 +12,14 @@ import psutil
 import torch
 
 from epilogue.errors import CapacityError
+from epilogue.kernels.extension import native_is_available
 from epilogue.kernels.paged_attention import PAGE_TOKENS, Storage
 from epilogue.model import MPT, page_bytes
 
 # Left to the system and to what is not counted.
 _SHARE = 0.9
+# Of what is free, for weights that are kept twice.
+_COPIES_SHARE = 0.05
 # Rows of V numbers in fp64 that choosing a token needs: scores, their order, probabilities and what comes between.
 _SAMPLING_ROWS = 8
 
@@ -44,6 +47,13 @@ def pages_that_fit(model: MPT, storage: Storage, *, chunk_tokens: int, available
     fixed = chunk_tokens * width * wide + config.vocab_size * (4 + 8 * _SAMPLING_ROWS)
     gathered = 2 * 2 * PAGE_TOKENS * config.head_dim * wide / config.n_layers
     return max(0, min(most, int((_SHARE * available - fixed) / (page_bytes(config, storage) + gathered))))
+
+
+def copies_pay(model: MPT, *, available: int) -> bool:
+    """Whether weights may be kept twice to be read faster: on a CPU, through the extension, and small beside memory."""
+    if model.device.type != "cpu" or model.dtype != torch.float32 or not native_is_available():
+        return False
+    return sum(weight.nbytes for weight in model.parameters()) // 2 <= _COPIES_SHARE * available
 
 
 def check_fits(

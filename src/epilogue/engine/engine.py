@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
-from epilogue.engine.capacity import available_bytes, pages_that_fit
+from epilogue.engine.capacity import available_bytes, copies_pay, pages_that_fit
 from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes, common_tokens
@@ -84,6 +84,8 @@ class Engine:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
         check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
+        if copies_pay(model, available=available_bytes(model.device)):
+            model.keep_narrow_copies()
         if num_pages is None:
             available = available_bytes(model.device)
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)

@@ -1,6 +1,7 @@
 """The linear layers of a block, dense or quantised: which of the two is the config's to say."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,37 @@ QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"
 """What is quantised in every block; embeddings, head and norms stay as they are."""
 
 
+@dataclass(frozen=True)
+class NarrowCopy:
+    """fp32 weights once more as the bf16 numbers that they are: half the bytes to read, and the same products."""
+
+    weight_OI: Tensor
+    version: int
+    """Of the weights it was made of; they may have changed since."""
+
+    @classmethod
+    def of(cls, weight_OI: Tensor) -> "NarrowCopy | None":
+        """None where a weight is no bf16 number: what was published in bf16 and loaded as fp32 has none."""
+        if weight_OI.dtype != torch.float32 or weight_OI.is_inference():
+            return None
+        copy = weight_OI.detach().to(torch.bfloat16)
+        return cls(copy, weight_OI._version) if torch.equal(copy.float(), weight_OI) else None
+
+    @staticmethod
+    def standing_for(weight_OI: Tensor, copy: "NarrowCopy | None") -> Tensor | None:
+        """The copy's numbers, if they are still the weights'."""
+        return None if copy is None or copy.version != weight_OI._version else copy.weight_OI
+
+
 class Linear(nn.Linear):
     """PyTorch's, through ``kernels.few_row_linear``, which knows a faster way for the few rows of a decode step."""
 
+    narrow: NarrowCopy | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """x weight^T + bias, [..., in] to [..., out]."""
-        return few_row_linear(x, self.weight, self.bias)
+        narrow_OI = NarrowCopy.standing_for(self.weight, self.narrow)
+        return few_row_linear(x, self.weight, self.bias, narrow_FC=narrow_OI)
 
 
 class QuantLinear(nn.Module):

@@ -114,13 +114,17 @@ class Worker:
         return self._num_held_pages
 
     def _run(self) -> None:
-        while self._wait_for_work():
-            self._take_up()
-            self._round()
-        for job in self._active:
-            self._end(job)
-        for book in self._books:
-            self.engine.close(book)
+        try:
+            while self._wait_for_work():
+                self._take_up()
+                self._round()
+        finally:
+            # Also if this thread fails by a mistake of its own: nobody may wait for an answer that will not come.
+            self._is_stopping = True
+            for job in [*self._active, *self._waiting]:
+                job.fail(QueueFullError("the server is stopping; try again when it is back"))
+            for book in [*self._books, *(text for job in self._active for text in job.texts())]:
+                self.engine.close(book)
 
     def _wait_for_work(self) -> bool:
         with self._changed:

@@ -63,3 +63,11 @@ def test_a_wrong_call_says_what_is_wrong() -> None:
         few_row_linear_native(torch.zeros(1, 4), torch.zeros(3, 5), None)
     with pytest.raises(ValueError, match="no kernels of that name"):
         few_row_linear_native(torch.zeros(1, 5), torch.zeros(3, 5), None, instructions="abacus")
+
+
+@needs_extension
+def test_fp32_rows_on_bf16_weights() -> None:
+    x, weight = torch.randn(3, 130), torch.randn(70, 130).bfloat16()
+    with torch.no_grad():
+        ours = few_row_linear(x, weight.float(), narrow_FC=weight, backend="native")
+    torch.testing.assert_close(ours, x @ weight.float().T, rtol=1e-5, atol=1e-5)

@@ -7,16 +7,17 @@ from epilogue.kernels.extension import native_module
 
 
 def few_row_linear_native(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None, *, instructions: str = "") -> Tensor:
-    """Like the op, for fp32 or bf16 on the CPU; ``instructions`` names an instruction set, the best one if empty.
+    """Like the op, for fp32 or bf16 on the CPU, and fp32 rows on bf16 weights.
+
+    ``instructions`` names an instruction set, the best one if empty.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, or no such instruction set here.
     """
     width_out, width_in = weight_FC.shape
-    if x.shape[-1] != width_in or x.dtype != weight_FC.dtype or x.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(
-            f"wanted x [..., {width_in}] like the weights' {weight_FC.dtype}, got {x.dtype} {list(x.shape)}"
-        )
+    kinds = (torch.float32, torch.bfloat16)
+    if x.shape[-1] != width_in or x.dtype not in kinds or weight_FC.dtype not in {x.dtype, torch.bfloat16}:
+        raise ValueError(f"wanted x [..., {width_in}] for {weight_FC.dtype} weights, got {x.dtype} {list(x.shape)}")
     rows = x.float().contiguous()
     bias = None if bias_F is None else bias_F.float().contiguous()
     weight_FC = weight_FC.contiguous()

@@ -10,12 +10,17 @@ from epilogue.kernels.few_row_linear.native import few_row_linear_native
 from epilogue.kernels.few_row_linear.reference import few_row_linear_reference
 
 Backend = Literal["reference", "native"]
-MOST_ROWS = 16
-"""From so many rows on PyTorch's matrix product is as fast."""
+MOST_ROWS = 4
+"""With more rows PyTorch's matrix product is faster or as fast (docs/log.md)."""
 
 
 def few_row_linear(
-    x: Tensor, weight_FC: Tensor, bias_F: Tensor | None = None, *, backend: Backend | None = None
+    x: Tensor,
+    weight_FC: Tensor,
+    bias_F: Tensor | None = None,
+    *,
+    narrow_FC: Tensor | None = None,
+    backend: Backend | None = None,
 ) -> Tensor:
     """``torch.nn.functional.linear``, with both cores on the weights where there are 1 to MOST_ROWS rows.
 
@@ -25,6 +30,7 @@ def few_row_linear(
         x: [..., C].
         weight_FC: [F, C].
         bias_F: [F].
+        narrow_FC: the very same numbers in bf16, if fp32 weights are that: read instead, they are half the bytes.
         backend: ``native`` if None where the extension is there, no gradient is wanted, all is fp32 or all bf16 on the
             CPU, and the rows are few; otherwise ``reference``.
 
@@ -33,7 +39,7 @@ def few_row_linear(
     """
     if (backend or _choose(x, weight_FC, bias_F)) == "reference":
         return few_row_linear_reference(x, weight_FC, bias_F)
-    return few_row_linear_native(x, weight_FC, bias_F)
+    return few_row_linear_native(x, weight_FC if narrow_FC is None else narrow_FC, bias_F)
 
 
 def _choose(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None) -> Backend:
