@@ -85,8 +85,9 @@ def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> No
         for storage, dtype, head_dim, block_rows in cases:
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
             if storage != "int4":
-                for compile_other in (compile_take_in, compile_row):
-                    shared = max(shared, compile_other(capability, storage, dtype, head_dim))
+                shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
+            if storage in split._ROW_TILES:
+                shared = max(shared, compile_row(capability, storage, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
 
