@@ -8,6 +8,8 @@ from rich.table import Table
 from epilogue.cli.settings import in_words
 from epilogue.engine import Kept, Library
 
+_LEAST_WIDTH = 120  # of the table, where stdout is no terminal
+
 
 def run_list(library: Library, *, as_json: bool) -> None:
     """Show every state, the one used last first."""
@@ -79,4 +81,7 @@ def _draw(every: list[Kept]) -> None:
             continue
         title, tokens = header.title or "without a title", f"{header.num_tokens:,}"
         table.add_row(kept.id[:8], title, tokens, size, header.model, header.storage, header.read_on, used)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _LEAST_WIDTH)
+    console.print(table)
