@@ -86,7 +86,7 @@ def _visit(
     block_rows = min(_MOST_ROWS, max(16, triton.next_power_of_2(num_rows)))
     row_blocks = triton.cdiv(num_rows, block_rows)
     num_programs = batch * num_kv_heads * row_blocks
-    num_splits = _num_splits(num_programs, num_columns, q_BKRD.device, _BLOCKS_PER_PROCESSOR)
+    num_splits = _num_splits(num_programs, num_columns, q_BKRD.device)
     part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
     visit_pages_kernel[(num_splits, num_kv_heads * row_blocks, batch)](
         q_BKRD, *_pool_arguments(k), *_pool_arguments(v), *tables,
@@ -108,7 +108,7 @@ def _visit_for_a_row(
 ) -> tuple[Tensor, Tensor]:
     """The same for one query a key head: products of single rows leave most of a matrix unit idle."""
     (batch, num_heads, _, _), num_columns = q_BKRD.shape, tables[0].shape[2]
-    num_splits = _num_splits(batch * num_heads, num_columns, q_BKRD.device, _BLOCKS_PER_PROCESSOR)
+    num_splits = _num_splits(batch * num_heads, num_columns, q_BKRD.device)
     part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
     tiles = _ROW_TILES[k.storage]
     visit_pages_of_a_row_kernel[(num_splits, num_heads, batch)](
@@ -150,8 +150,8 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _num_splits(num_programs: int, num_columns: int, device: torch.device, blocks_per_processor: int) -> int:
-    wanted = triton.cdiv(blocks_per_processor * _num_processors(device), num_programs)
+def _num_splits(num_programs: int, num_columns: int, device: torch.device) -> int:
+    wanted = triton.cdiv(_BLOCKS_PER_PROCESSOR * _num_processors(device), num_programs)
     return max(1, min(int(wanted), num_columns, _MOST_SPLITS))
 
 
