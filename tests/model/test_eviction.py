@@ -16,7 +16,7 @@ from epilogue.model import (
     MPTConfig,
     PageTable,
     Segment,
-    evictable_pages,
+    evictable_from,
     eviction_bounds,
 )
 from model.paged import Paged
@@ -33,6 +33,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "qk_gn and biases": {"no_bias": False, "attn_config": {"qk_gn": True}},
     "negative scale": {"attn_config": {"softmax_scale": -0.5}},
 }
+
+
+def evictable(table: PageTable, bounds: EvictionBounds, slopes_H: Tensor, *, epsilon: float = EPSILON) -> Tensor:
+    """count_LK: pages that may go now."""
+    return (evictable_from(table, bounds, slopes_H, epsilon=epsilon) <= table.num_tokens).sum(dim=2)
 
 
 def model_of(*, attn_config: dict[str, Any] | None = None, bias_max: float = 3, **changes: Any) -> MPT:
@@ -78,7 +83,7 @@ class Reader:
         cache = self.kind_of_cache(self.cache.pool, [segment], epsilon=self.epsilon, bounds=self.bounds)
         logits_TV = self.model(ids_T[None], cache)[0]
         table.num_tokens = segment.stop
-        count_LK = evictable_pages(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon)
+        count_LK = evictable(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon)
         table.ids_LKP[torch.arange(table.ids_LKP.shape[2]) < count_LK[..., None]] = -1
         return logits_TV
 
@@ -162,7 +167,7 @@ def test_the_worst_case_itself_stays_below_epsilon_and_one_page_more_would_not(
 ) -> None:
     """A next query that gives every key the largest score and its own the least, and every other key nothing."""
     bounds, table = made_up(floor=floor, largest=score, score=score)
-    count = int(evictable_pages(table, bounds, torch.tensor([slope]), epsilon=EPSILON))
+    count = int(evictable(table, bounds, torch.tensor([slope])))
 
     def missed(pages: int) -> float:
         distance = table.num_tokens - torch.arange(pages * PAGE_TOKENS, dtype=torch.float64)
@@ -180,7 +185,7 @@ def test_the_largest_score_of_all_older_keys_counts() -> None:
     bounds, table = made_up(floor=0, largest=100, score=0)
     older_P = torch.arange(10).flip(0)
     table.scores_LHP[...] = 0.01 * PAGE_TOKENS * older_P - 13.85
-    count = int(evictable_pages(table, bounds, torch.tensor([0.01]), epsilon=EPSILON))
+    count = int(evictable(table, bounds, torch.tensor([0.01])))
     distance = table.num_tokens - torch.arange(table.num_tokens, dtype=torch.float64)
     scores = table.scores_LHP[0, 0].double().repeat_interleave(PAGE_TOKENS)
     missed = (scores - 0.01 * distance)[: count * PAGE_TOKENS].exp().sum()
@@ -190,16 +195,16 @@ def test_the_largest_score_of_all_older_keys_counts() -> None:
 def test_a_score_that_is_no_number_keeps_its_page_and_all_behind() -> None:
     bounds, table = made_up(floor=0, largest=1, score=0)
     slopes_H = torch.tensor([0.5])
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=EPSILON)) == 9
+    assert int(evictable(table, bounds, slopes_H)) == 9
     table.scores_LHP[0, 0, 4] = math.nan
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=EPSILON)) == 4
+    assert int(evictable(table, bounds, slopes_H)) == 4
 
 
 def test_the_newest_page_stays_and_epsilon_0_keeps_all() -> None:
     bounds, table = made_up(floor=1e6, largest=1, score=0)
     slopes_H = torch.tensor([0.5])
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=EPSILON)) == 9
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=EPSILON, num_tokens=129)) == 1
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=EPSILON, num_tokens=128)) == 0
-    assert int(evictable_pages(table, bounds, slopes_H, epsilon=0)) == 0
+    assert int(evictable(table, bounds, slopes_H)) == 9
+    from_P = evictable_from(table, bounds, slopes_H, epsilon=EPSILON)[0, 0]
+    assert from_P.tolist() == [PAGE_TOKENS * page + 1 for page in range(1, 11)]
+    assert int(evictable(table, bounds, slopes_H, epsilon=0)) == 0
     assert int(bounds.most_pages(slopes_H, 1280, epsilon=0, kv_heads=1, chunk_tokens=1)) == 10

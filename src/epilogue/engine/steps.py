@@ -12,7 +12,7 @@ from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
-from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, bookmarks, evictable_pages
+from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, bookmarks, evictable_from
 
 
 class Stepper:
@@ -158,25 +158,27 @@ class Stepper:
         if num_tokens // PAGE_TOKENS > old_page:
             self.pages.evict(text.table, self._unwanted(text.table, max(0, num_tokens - self.undo_tokens)))
 
-    def evictable(self, table: PageTable, num_tokens: int) -> Tensor:
-        """count_LK: pages that no query behind a table's first tokens can want."""
+    def _evictable_from(self, table: PageTable) -> Tensor:
+        """from_LKP: how long a text must be for its first pages to be given back."""
         if self.bounds is None:
-            return torch.zeros(table.ids_LKP.shape[:2], dtype=torch.int64)
-        return evictable_pages(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon, num_tokens=num_tokens)
+            return torch.full(table.ids_LKP.shape, torch.inf, dtype=torch.float64)
+        return evictable_from(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon)
 
     def _unwanted(self, table: PageTable, num_tokens: int) -> Tensor:
         """goes_LKP: pages that no query wants behind a table's first tokens, nor behind one of their bookmarks."""
-        place_P = torch.arange(table.ids_LKP.shape[2])
-        goes_LKP = place_P < self.evictable(table, num_tokens)[..., None]
-        for position in bookmarks(num_tokens, self.spacings) if goes_LKP.any() else ():
-            goes_LKP &= (place_P < self.evictable(table, position)[..., None]) | (place_P >= position // PAGE_TOKENS)
-        return goes_LKP
+        from_LKP = self._evictable_from(table)
+        place_P = torch.arange(table.ids_LKP.shape[2], device=from_LKP.device)
+        goes_LKP = from_LKP <= num_tokens
+        for position in bookmarks(num_tokens, self.spacings):
+            goes_LKP &= (from_LKP <= position) | (place_P >= position // PAGE_TOKENS)
+        return goes_LKP.cpu()
 
     def can_cut(self, table: PageTable, num_tokens: int) -> bool:
         """Whether no page is missing that matters behind a table's first tokens."""
-        ids_LKP = table.ids_LKP[..., : -(-num_tokens // PAGE_TOKENS)]
-        is_wanted_LKP = torch.arange(ids_LKP.shape[2]) >= self.evictable(table, num_tokens)[..., None]
-        return not bool((is_wanted_LKP & (ids_LKP < 0)).any())
+        stop = -(-num_tokens // PAGE_TOKENS)
+        is_missing_LKP = (table.ids_LKP < 0)[..., :stop]
+        is_wanted_LKP = (self._evictable_from(table) > num_tokens)[..., :stop].cpu()
+        return not bool((is_wanted_LKP & is_missing_LKP).any())
 
     def latest_cut(self, table: PageTable, num_tokens: int) -> int:
         """The latest place up to there at which a table can be cut: there, at a bookmark, or at the start."""

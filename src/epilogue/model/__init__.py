@@ -6,7 +6,7 @@ from epilogue.model.bookmarks import SPACINGS, bookmarks, check_spacings
 from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
 from epilogue.model.config_reading import config_from_dict, config_to_dict
 from epilogue.model.costs import flops_per_token, kv_bytes_per_token, num_parameters, read_flops, weight_bytes
-from epilogue.model.eviction import EvictionBounds, evictable_pages
+from epilogue.model.eviction import EvictionBounds, evictable_from
 from epilogue.model.joined_keys import JoinedKeys
 from epilogue.model.kv_cache import KVCache, Segment
 from epilogue.model.linear import QUANTISED_LAYERS, QuantLinear
@@ -48,7 +48,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "dense",
-    "evictable_pages",
+    "evictable_from",
     "eviction_bounds",
     "flops_per_token",
     "kv_bytes_per_token",

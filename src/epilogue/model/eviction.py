@@ -90,26 +90,22 @@ class EvictionBounds:
         return most_LH.to(torch.int64).view(len(most_LH), kv_heads, -1).amax(dim=2)
 
 
-def evictable_pages(
-    table: PageTable, bounds: EvictionBounds, slopes_H: Tensor, *, epsilon: float, num_tokens: int | None = None
-) -> Tensor:
-    """count_LK: how many of its first pages each layer and head may give back, evicted ones included.
+def evictable_from(table: PageTable, bounds: EvictionBounds, slopes_H: Tensor, *, epsilon: float) -> Tensor:
+    """from_LKP, fp64 on the device of the table's scores: how long a text must be for its first pages to be given back.
 
-    Whatever comes after the table's first ``num_tokens`` tokens (all of them if None), no query gives those pages' keys
-    together more than ``epsilon`` of its probability. The newest page always stays. 0 evicts nothing.
+    Whatever comes behind so many tokens or more, no query gives the keys of all pages up to this one together more than
+    ``epsilon`` of its probability. Infinite where that never comes, as with an epsilon of 0; rising with the page, and
+    never so short that the newest page would go.
     """
-    layers, kv_heads, _ = table.ids_LKP.shape
-    num_tokens = table.num_tokens if num_tokens is None else num_tokens
-    older = max(0, num_tokens - 1) // PAGE_TOKENS
-    if epsilon <= 0 or older == 0:
-        return torch.zeros(layers, kv_heads, dtype=torch.int64)
-    slopes_H = slopes_H.double().cpu()
-    older_P = PAGE_TOKENS * torch.arange(1, older + 1)
-    # The next query stands at num_tokens, and later ones further away.
-    distance_P = num_tokens - older_P + 1
+    (layers, kv_heads, pages), device = table.ids_LKP.shape, table.scores_LHP.device
+    if epsilon <= 0:
+        return torch.full((layers, kv_heads, pages), math.inf, dtype=torch.float64, device=device)
+    slopes_H = slopes_H.to(device, torch.float64)
+    older_P = PAGE_TOKENS * torch.arange(1, pages + 1, device=device)
     tail_HP = torch.minimum(older_P.double(), 1 / -torch.expm1(-slopes_H)[:, None])
-    largest_LHP = table.scores_LHP[..., :older].double().cpu().cummax(dim=2).values
-    bound_LHP = largest_LHP - bounds.floor_LH.cpu()[..., None] - slopes_H[:, None] * distance_P
-    may_go_LHP = bound_LHP + tail_HP.log() + _SLACK <= math.log(epsilon)
-    count_LH = may_go_LHP.cummin(dim=2).values.sum(dim=2)
-    return count_LH.view(layers, kv_heads, -1).amin(dim=2)
+    largest_LHP = table.scores_LHP.double().cummax(dim=2).values
+    nats_LHP = largest_LHP - bounds.floor_LH.to(device)[..., None] + tail_HP.log() + (_SLACK - math.log(epsilon))
+    # The next query stands at the text's length, and later ones further away: until the distance has paid for them.
+    paid_LHP = older_P - 1 + nats_LHP / slopes_H[:, None]
+    from_LHP = torch.maximum(paid_LHP.cummax(dim=2).values, older_P + 1.0)
+    return from_LHP.view(layers, kv_heads, -1, pages).amax(dim=2)
