@@ -48,17 +48,15 @@ def compile_visit(capability: int, storage: Any, dtype: torch.dtype, head_dim: i
     return compile_for(capability, split.visit_pages_kernel, types, constants)
 
 
-def compile_row(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
-    pages = allocate_pages(1, head_dim, storage)
-    tiles = split._ROW_TILES[storage]
-    constants = split._row_switches(pages, pages, tiles) | {"HAS_FIRST": dtype == torch.float32}
+def compile_row(capability: int, dtype: torch.dtype, head_dim: int) -> int:
+    pages, q_BKRD = allocate_pages(1, head_dim, "int8"), torch.empty(1, dtype=dtype)
+    constants = split._row_switches(pages, q_BKRD) | {"HAS_FIRST": dtype == torch.float32, "IS_COMPILED": True}
     if dtype == torch.bfloat16:
-        constants |= dict.fromkeys(("num_heads", "num_columns", "num_splits"), 1)
+        constants |= dict.fromkeys(("num_heads", "num_columns", "num_splits", "columns_a_split"), 1)
     types = dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "slopes_ptr", "out_ptr", "max_ptr", "sum_ptr"), "*fp32")
-    types |= dict.fromkeys(("k_ptr", "v_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
-    types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "scale": "fp32", "table_ptr": "*i32", "num_keys_ptr": "*i64"}
-    types |= {"first_ptr": "*i64"}
-    return compile_for(capability, split.visit_pages_of_a_row_kernel, types, constants)
+    types |= {"k_ptr": "*i8", "v_ptr": "*i8", "q_ptr": "*" + TRITON_TYPES[dtype], "scale": "fp32"}
+    types |= {"table_ptr": "*i32", "num_keys_ptr": "*i64", "first_ptr": "*i64"}
+    return compile_for(capability, split.visit_int8_pages_of_a_row_kernel, types, constants)
 
 
 def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
@@ -86,8 +84,8 @@ def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> No
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
             if storage != "int4":
                 shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
-            if storage in split._ROW_TILES:
-                shared = max(shared, compile_row(capability, storage, dtype, head_dim))
+            if storage == "int8":
+                shared = max(shared, compile_row(capability, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
 

@@ -1,96 +1,172 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
-"""The Triton kernel of ``split.py`` for one query a key head. Not typed, as those of ``split_kernels.py`` are not."""
+"""The Triton kernel of ``split.py`` for one query a key head and int8 pages. Not typed, as ``split_kernels.py`` is not.
+
+W counts words, four codes in an int32 each. The kernel reads memory as fast as it has few instructions a key, so codes
+are not converted one by one: four at a time are multiplied as whole numbers (dp4a), and where weights meet values a
+code's byte is put into a float's last bits. Compiled only; the interpreter takes the same steps byte by byte.
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _load_factors(ptr, at_N, is_key_N):
-    return tl.load(ptr + at_N, mask=is_key_N, other=0.0)
+def _dot_of_words(a, b, total, IS_COMPILED: tl.constexpr):
+    """total plus the products of four codes each."""
+    if IS_COMPILED:
+        return tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, total], dtype=tl.int32, is_pure=True, pack=1
+        )
+    for byte in tl.static_range(4):
+        total += ((a << (24 - 8 * byte)) >> 24) * ((b << (24 - 8 * byte)) >> 24)
+    return total
 
 
 @triton.jit
-def _load_keys(ptr, at_N, is_key_N, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    columns = tl.arange(0, BLOCK_D)
-    at_ND = at_N[:, None] * HEAD_DIM + columns[None, :]
-    if HEAD_DIM == BLOCK_D:  # a mask by columns would tear wide reads apart
-        return tl.load(ptr + at_ND, mask=is_key_N[:, None], other=0)
-    return tl.load(ptr + at_ND, mask=is_key_N[:, None] & (columns < HEAD_DIM)[None, :], other=0)
+def _float_of_byte(words, BYTE: tl.constexpr, IS_COMPILED: tl.constexpr):
+    """One code of each word. Its byte, made unsigned, is the last of 2^23's bits: a float without a conversion."""
+    words ^= -2139062144  # every byte's highest bit
+    if not IS_COMPILED:
+        bits = (words >> (8 * BYTE)) & 255 | 0x4B000000
+    elif BYTE == 0:
+        bits = _byte_into_float("prmt.b32 $0, $1, 0x4B000000, 0x7540;", words)
+    elif BYTE == 1:
+        bits = _byte_into_float("prmt.b32 $0, $1, 0x4B000000, 0x7541;", words)
+    elif BYTE == 2:
+        bits = _byte_into_float("prmt.b32 $0, $1, 0x4B000000, 0x7542;", words)
+    else:
+        bits = _byte_into_float("prmt.b32 $0, $1, 0x4B000000, 0x7543;", words)
+    return bits.to(tl.float32, bitcast=True) - 8388736.0
 
 
 @triton.jit
-def _int8_to_float(codes):
-    """Without conversions, which are slower than other instructions: bits of 2^23 + 128 + code, less 2^23 + 128."""
-    return (codes.to(tl.uint8, bitcast=True).to(tl.int32) ^ 0x4B000080).to(tl.float32, bitcast=True) - 8388736.0
+def _byte_into_float(ASSEMBLY: tl.constexpr, words):
+    return tl.inline_asm_elementwise(ASSEMBLY, "=r,r", [words], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
-def visit_pages_of_a_row_kernel(
+def _words(codes_WJ):
+    """Four int8 numbers each, held in int32, as words."""
+    return tl.sum((codes_WJ & 255) << (8 * tl.arange(0, 4))[None, :], 1)
+
+
+@triton.jit
+def _query_as_words(q_ptr, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr):
+    """A query in steps of a 32,512th of its largest element, as three numbers: q = step * (256 high + low + rest/254).
+
+    NaN and infinity make the step NaN.
+    """
+    at_WJ = 4 * tl.arange(0, BLOCK_W)[:, None] + tl.arange(0, 4)[None, :]
+    q_WJ = tl.load(q_ptr + at_WJ, mask=at_WJ < HEAD_DIM, other=0.0).to(tl.float32)
+    size_WJ = tl.abs(q_WJ)
+    is_finite = tl.min((size_WJ < float("inf")).to(tl.int32)) == 1
+    step = tl.maximum(tl.div_rn(tl.max(size_WJ), 32512.0), 1.1754943508222875e-38)
+    steps_WJ = tl.where(is_finite, tl.div_rn(q_WJ, tl.zeros_like(q_WJ) + step), 0.0)
+    whole_WJ = tl.floor(steps_WJ + 0.5)
+    rest_WJ = tl.floor((steps_WJ - whole_WJ) * 254.0 + 0.5).to(tl.int32)
+    whole_WJ = whole_WJ.to(tl.int32)
+    high_WJ = (whole_WJ + 128) >> 8
+    step = tl.where(is_finite, step, float("nan"))
+    return step, _words(high_WJ), _words(whole_WJ - (high_WJ << 8)), _words(rest_WJ)
+
+
+@triton.jit
+def visit_int8_pages_of_a_row_kernel(
     q_ptr, k_ptr, k_scale_ptr, v_ptr, v_scale_ptr,
     table_ptr, num_keys_ptr, slopes_ptr, first_ptr,
     out_ptr, max_ptr, sum_ptr,
-    scale, num_heads, num_columns, num_splits,
-    PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HAS_FIRST: tl.constexpr,
-    K_HAS_SCALE: tl.constexpr, V_HAS_SCALE: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
+    scale, num_heads, num_columns, num_splits, columns_a_split,
+    PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr, HAS_FIRST: tl.constexpr,
+    HAS_REST: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr, STAGES: tl.constexpr,
+    IS_COMPILED: tl.constexpr,
 ):  # fmt: skip
     """One split of one head: softmax average, largest score, sum of weights.
 
     Every key of a tile has a softmax of its own with those at its place in other tiles, and they are joined at the end:
-    within the loop no thread waits for another warp.
+    within the loop no thread waits for another warp. A step takes UNROLL tiles and shrinks what is summed once.
     """
     split, head, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = sequence * num_heads + head
+    place = row * num_splits + split
     num_keys = tl.load(num_keys_ptr + sequence).to(tl.int32)
-    slope = tl.load(slopes_ptr + head)
-    columns = tl.arange(0, BLOCK_D)
-    q_D = tl.load(q_ptr + row * HEAD_DIM + columns, mask=columns < HEAD_DIM, other=0.0).to(tl.float32) * scale
-
     stop_column = tl.minimum(tl.cdiv(num_keys, PAGE_TOKENS), num_columns)
     start_column = 0
     if HAS_FIRST:
         first = tl.minimum(tl.load(first_ptr + row), 2147483647).to(tl.int32)
         start_column = tl.minimum(tl.maximum(first, 0), stop_column)
-    share = tl.cdiv(stop_column - start_column, num_splits)
-    start_column += split * share
-    stop_column = tl.minimum(start_column + share, stop_column)
+    start_column += split * columns_a_split
+    stop_column = tl.minimum(start_column + columns_a_split, stop_column)
+    if start_column >= stop_column:
+        tl.store(max_ptr + place, float("-inf"))
+        return
+
+    slope = tl.load(slopes_ptr + head)
+    step, high_W, low_W, rest_W = _query_as_words(q_ptr + row * HEAD_DIM, HEAD_DIM, BLOCK_W)
+    step *= scale
+    words = tl.arange(0, BLOCK_W)
+    k_words_ptr = k_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
+    v_words_ptr = v_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
 
     max_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     sum_N = tl.zeros([BLOCK_N], tl.float32)
-    out_ND = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    tiles_a_page: tl.constexpr = PAGE_TOKENS // BLOCK_N
-    for tile in tl.range(start_column * tiles_a_page, stop_column * tiles_a_page, num_stages=STAGES):
-        column = tile // tiles_a_page
+    out_0_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    out_1_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    out_2_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    out_3_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    steps_a_page: tl.constexpr = PAGE_TOKENS // (BLOCK_N * UNROLL)
+    for at in tl.range(start_column * steps_a_page, stop_column * steps_a_page, num_stages=STAGES):
+        column = at // steps_a_page
         page = tl.load(table_ptr + row * num_columns + column).to(tl.int64)
-        in_page_N = tile % tiles_a_page * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys_N = column * PAGE_TOKENS + in_page_N
-        is_key_N = (keys_N < num_keys) & (page >= 0)
-        at_N = page * PAGE_TOKENS + in_page_N
-        k_ND = _load_keys(k_ptr, at_N, is_key_N, HEAD_DIM, BLOCK_D)
-        v_ND = _load_keys(v_ptr, at_N, is_key_N, HEAD_DIM, BLOCK_D)
+        scores = ()
+        values = ()
+        new_max_N = max_N
+        for tile in tl.static_range(UNROLL):
+            in_page_N = (at % steps_a_page * UNROLL + tile) * BLOCK_N + tl.arange(0, BLOCK_N)
+            keys_N = column * PAGE_TOKENS + in_page_N
+            is_key_N = (keys_N < num_keys) & (page >= 0)
+            at_N = page * PAGE_TOKENS + in_page_N
+            at_NW = at_N[:, None] * (HEAD_DIM // 4) + words[None, :]
+            is_word_NW = is_key_N[:, None]
+            if HEAD_DIM != 4 * BLOCK_W:  # a mask by columns would tear wide reads apart
+                is_word_NW &= (4 * words < HEAD_DIM)[None, :]
+            k_NW = tl.load(k_words_ptr + at_NW, mask=is_word_NW, other=0)
+            values += (tl.load(v_words_ptr + at_NW, mask=is_word_NW, other=0),)
+            nothing_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.int32)
+            high_NW = _dot_of_words(k_NW, tl.broadcast_to(high_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED)
+            whole_NW = _dot_of_words(k_NW, tl.broadcast_to(low_W[None, :], k_NW.shape), high_NW << 8, IS_COMPILED)
+            products_N = tl.sum(whole_NW, 1).to(tl.float32)
+            if HAS_REST:
+                rest_NW = _dot_of_words(k_NW, tl.broadcast_to(rest_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED)
+                products_N += tl.sum(rest_NW, 1).to(tl.float32) * (1.0 / 254.0)
+            factor_N = tl.load(k_scale_ptr + at_N, mask=is_key_N, other=0.0) * step
+            score_N = products_N * factor_N + slope * (keys_N - (num_keys - 1)).to(tl.float32)
+            score_N = tl.where(is_key_N, score_N, float("-inf"))
+            scores += ((score_N, tl.load(v_scale_ptr + at_N, mask=is_key_N, other=0.0)),)
+            new_max_N = tl.maximum(new_max_N, score_N)
 
-        scores_N = tl.sum(k_ND.to(tl.float32) * q_D[None, :], 1)
-        if K_HAS_SCALE:
-            scores_N *= _load_factors(k_scale_ptr, at_N, is_key_N)
-        scores_N += slope * (keys_N - (num_keys - 1)).to(tl.float32)
-        scores_N = tl.where(is_key_N, scores_N, float("-inf"))
-        new_max_N = tl.maximum(max_N, scores_N)
         finite_max_N = tl.where(new_max_N == float("-inf"), 0.0, new_max_N)
-        weights_N = tl.exp(scores_N - finite_max_N)
         shrink_N = tl.exp(max_N - finite_max_N)
-        max_N, sum_N = new_max_N, sum_N * shrink_N + weights_N
-        if V_HAS_SCALE:
-            weights_N *= _load_factors(v_scale_ptr, at_N, is_key_N)
-            # Keys take the conversions: half of the codes each way keeps both kinds of units busy.
-            wide_ND = _int8_to_float(v_ND)
-        else:
-            wide_ND = v_ND.to(tl.float32)
-        out_ND = out_ND * shrink_N[:, None] + weights_N[:, None] * wide_ND
+        max_N, sum_N = new_max_N, sum_N * shrink_N
+        out_0_NW *= shrink_N[:, None]
+        out_1_NW *= shrink_N[:, None]
+        out_2_NW *= shrink_N[:, None]
+        out_3_NW *= shrink_N[:, None]
+        for tile in tl.static_range(UNROLL):
+            weights_N = tl.exp(scores[tile][0] - finite_max_N)
+            sum_N += weights_N
+            weights_N1 = (weights_N * scores[tile][1])[:, None]
+            out_0_NW += weights_N1 * _float_of_byte(values[tile], 0, IS_COMPILED)
+            out_1_NW += weights_N1 * _float_of_byte(values[tile], 1, IS_COMPILED)
+            out_2_NW += weights_N1 * _float_of_byte(values[tile], 2, IS_COMPILED)
+            out_3_NW += weights_N1 * _float_of_byte(values[tile], 3, IS_COMPILED)
 
     largest = tl.max(max_N, 0)
     share_N = tl.exp(max_N - tl.where(largest == float("-inf"), 0.0, largest))
-    place = row * num_splits + split
     tl.store(max_ptr + place, largest)
     tl.store(sum_ptr + place, tl.sum(sum_N * share_N, 0))
-    out_D = tl.sum(out_ND * share_N[:, None], 0)
-    tl.store(out_ptr + place * HEAD_DIM + columns, out_D, mask=columns < HEAD_DIM)
+    out_ptr += place * HEAD_DIM + 4 * words
+    is_word = 4 * words < HEAD_DIM
+    tl.store(out_ptr, tl.sum(out_0_NW * share_N[:, None], 0), mask=is_word)
+    tl.store(out_ptr + 1, tl.sum(out_1_NW * share_N[:, None], 0), mask=is_word)
+    tl.store(out_ptr + 2, tl.sum(out_2_NW * share_N[:, None], 0), mask=is_word)
+    tl.store(out_ptr + 3, tl.sum(out_3_NW * share_N[:, None], 0), mask=is_word)

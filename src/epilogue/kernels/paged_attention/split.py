@@ -12,16 +12,18 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from epilogue.kernels.paged_attention.rotation import rotate
-from epilogue.kernels.paged_attention.row_kernels import visit_pages_of_a_row_kernel
+from epilogue.kernels.paged_attention.row_kernels import visit_int8_pages_of_a_row_kernel
 from epilogue.kernels.paged_attention.split_kernels import join_splits_kernel, visit_pages_kernel
-from epilogue.kernels.paged_attention.storage import PageTensors, Storage
+from epilogue.kernels.paged_attention.storage import PageTensors
 
 
 class RowTiles(NamedTuple):
-    """How ``visit_pages_of_a_row_kernel`` is compiled."""
+    """How ``visit_int8_pages_of_a_row_kernel`` is compiled."""
 
     keys: int
     """Keys of a tile."""
+    unroll: int
+    """Tiles of a step."""
     warps: int
     stages: int
     """Of the pipeline of page ids, tiles and products."""
@@ -32,10 +34,11 @@ class RowTiles(NamedTuple):
 _BLOCKS_PER_PROCESSOR = 16
 _MOST_SPLITS = 128
 _MOST_ROWS = 32
-# One query a key head is bound by reading: matrix units have nothing to gain for it. Measured on an H200, 32 heads of
-# 128, 42 % of 656 pages visited: int8 2,600 GB/s with these tiles and 1,830 with matrix units; bf16 3,670 and 3,830, so
-# only int8 goes without them.
-_ROW_TILES: dict[Storage, RowTiles] = {"int8": RowTiles(keys=32, warps=4, stages=3)}
+_JOIN_COLUMNS, _JOIN_SPLITS = 32, 128
+# Splits of one row are alike in what they read, however short its head's reach: so more of them.
+_ROW_BLOCKS_PER_PROCESSOR = 64
+_MOST_ROW_SPLITS = 256
+_ROW_TILES = RowTiles(keys=16, unroll=4, warps=4, stages=3)
 
 
 def paged_attention_split(
@@ -61,7 +64,8 @@ def paged_attention_split(
     first = num_keys_B if first_page_BH is None else first_page_BH.contiguous()
     tables = page_table_BKP.contiguous(), num_keys_B.contiguous(), slopes_H.contiguous(), first
     has_first = first_page_BH is not None
-    if q_BKRD.shape[2] == 1 and k.storage in _ROW_TILES and v.storage in _ROW_TILES:
+    # One query a key head leaves most of a matrix unit idle; words of four codes need no conversion.
+    if q_BKRD.shape[2] == 1 and k.storage == v.storage == "int8" and k.head_dim % 4 == 0:
         parts = _visit_for_a_row(q_BKRD, k, v, tables, scale=scale, has_first=has_first)
     else:
         parts = _visit(q_BKRD, k, v, tables, num_queries=num_queries, scale=scale, has_first=has_first)
@@ -86,7 +90,7 @@ def _visit(
     block_rows = min(_MOST_ROWS, max(16, triton.next_power_of_2(num_rows)))
     row_blocks = triton.cdiv(num_rows, block_rows)
     num_programs = batch * num_kv_heads * row_blocks
-    num_splits = _num_splits(num_programs, num_columns, q_BKRD.device)
+    num_splits = _num_splits(num_programs, num_columns, q_BKRD.device, blocks=_BLOCKS_PER_PROCESSOR, most=_MOST_SPLITS)
     part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
     visit_pages_kernel[(num_splits, num_kv_heads * row_blocks, batch)](
         q_BKRD, *_pool_arguments(k), *_pool_arguments(v), *tables,
@@ -106,16 +110,17 @@ def _visit_for_a_row(
     scale: float,
     has_first: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same for one query a key head: products of single rows leave most of a matrix unit idle."""
+    """The same for one query a key head and int8 pages."""
     (batch, num_heads, _, _), num_columns = q_BKRD.shape, tables[0].shape[2]
-    num_splits = _num_splits(batch * num_heads, num_columns, q_BKRD.device)
+    num_splits = _num_splits(
+        batch * num_heads, num_columns, q_BKRD.device, blocks=_ROW_BLOCKS_PER_PROCESSOR, most=_MOST_ROW_SPLITS
+    )
     part_BKRPD, stats_BKRP = _room_for_parts(q_BKRD, num_splits)
-    tiles = _ROW_TILES[k.storage]
-    visit_pages_of_a_row_kernel[(num_splits, num_heads, batch)](
+    visit_int8_pages_of_a_row_kernel[(num_splits, num_heads, batch)](
         q_BKRD, *_pool_arguments(k)[:2], *_pool_arguments(v)[:2], *tables,
         part_BKRPD, stats_BKRP[0], stats_BKRP[1],
-        scale, num_heads, num_columns, num_splits,
-        HAS_FIRST=has_first, **_row_switches(k, v, tiles), num_warps=tiles.warps,
+        scale, num_heads, num_columns, num_splits, triton.cdiv(num_columns, num_splits),
+        HAS_FIRST=has_first, **_row_switches(k, q_BKRD), num_warps=_ROW_TILES.warps,
     )  # fmt: skip
     return part_BKRPD, stats_BKRP
 
@@ -129,9 +134,9 @@ def _room_for_parts(q_BKRD: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
 def _join(part_BKRPD: Tensor, stats_BKRP: Tensor, *, dtype: torch.dtype) -> Tensor:
     *shape, num_splits, head_dim = part_BKRPD.shape
     out_BKRD = part_BKRPD.new_empty(*shape, head_dim, dtype=dtype)
-    join_splits_kernel[(out_BKRD.shape[:3].numel(),)](
+    join_splits_kernel[(out_BKRD.shape[:3].numel(), triton.cdiv(head_dim, _JOIN_COLUMNS))](
         part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
-        HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim), BLOCK_P=32,
+        HEAD_DIM=head_dim, BLOCK_D=_JOIN_COLUMNS, BLOCK_P=min(_JOIN_SPLITS, triton.next_power_of_2(num_splits)),
     )  # fmt: skip
     return out_BKRD
 
@@ -150,9 +155,9 @@ def _num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _num_splits(num_programs: int, num_columns: int, device: torch.device) -> int:
-    wanted = triton.cdiv(_BLOCKS_PER_PROCESSOR * _num_processors(device), num_programs)
-    return max(1, min(int(wanted), num_columns, _MOST_SPLITS))
+def _num_splits(num_programs: int, num_columns: int, device: torch.device, *, blocks: int, most: int) -> int:
+    wanted = triton.cdiv(blocks * _num_processors(device), num_programs)
+    return max(1, min(int(wanted), num_columns, most))
 
 
 def _pool_arguments(pages: PageTensors) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,14 +179,16 @@ def _pool_switches(k: PageTensors, v: PageTensors) -> dict[str, Any]:
     return switches
 
 
-def _row_switches(k: PageTensors, v: PageTensors, tiles: RowTiles) -> dict[str, Any]:
-    """The same for one query a key head."""
+def _row_switches(pages: PageTensors, q_BKRD: Tensor) -> dict[str, Any]:
+    """What the kernel of single rows is compiled for."""
     return {
-        "PAGE_TOKENS": k.data_PWD.shape[1],
-        "HEAD_DIM": k.head_dim,
-        "BLOCK_D": triton.next_power_of_2(k.head_dim),
-        "BLOCK_N": tiles.keys // (2 if k.head_dim > 128 else 1),
-        "STAGES": tiles.stages,
-        "K_HAS_SCALE": k.scale_PW is not None,
-        "V_HAS_SCALE": v.scale_PW is not None,
+        "PAGE_TOKENS": pages.data_PWD.shape[1],
+        "HEAD_DIM": pages.head_dim,
+        "BLOCK_W": triton.next_power_of_2(pages.head_dim // 4),
+        # A bf16 query has no more than two bytes say.
+        "HAS_REST": q_BKRD.dtype != torch.bfloat16,
+        "BLOCK_N": _ROW_TILES.keys,
+        "UNROLL": _ROW_TILES.unroll // (2 if pages.head_dim > 128 else 1),
+        "STAGES": _ROW_TILES.stages,
+        "IS_COMPILED": q_BKRD.is_cuda,
     }

@@ -162,8 +162,12 @@ def join_splits_kernel(
     part_ptr, max_ptr, sum_ptr, out_ptr, num_splits,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One query row: the average of its splits, each weighted by its share of the softmax."""
+    """Some columns of one query row: the average of its splits, each weighted by its share of the softmax.
+
+    Of a split that saw nothing, whose largest score is -inf, nothing else is read: it need not be written.
+    """
     row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     best = float("-inf")
     for start in range(0, num_splits, BLOCK_P):
         splits_P = start + tl.arange(0, BLOCK_P)
@@ -171,16 +175,17 @@ def join_splits_kernel(
         best = tl.maximum(best, tl.max(max_P, 0))
     best = tl.where(best == float("-inf"), 0.0, best)
 
-    columns = tl.arange(0, BLOCK_D)
     out_D = tl.zeros([BLOCK_D], tl.float32)
     total = 0.0
     for start in range(0, num_splits, BLOCK_P):
         splits_P = start + tl.arange(0, BLOCK_P)
-        is_split_P = splits_P < num_splits
         at_P = row * num_splits + splits_P
-        share_P = tl.exp(tl.load(max_ptr + at_P, mask=is_split_P, other=float("-inf")) - best)
-        total += tl.sum(share_P * tl.load(sum_ptr + at_P, mask=is_split_P, other=0.0), 0)
-        part_PD = _load_tile(part_ptr, at_P, is_split_P, HEAD_DIM, BLOCK_D)
+        max_P = tl.load(max_ptr + at_P, mask=splits_P < num_splits, other=float("-inf"))
+        has_seen_P = max_P != float("-inf")
+        share_P = tl.exp(max_P - best)
+        total += tl.sum(share_P * tl.load(sum_ptr + at_P, mask=has_seen_P, other=0.0), 0)
+        at_PD = at_P[:, None] * HEAD_DIM + columns[None, :]
+        part_PD = tl.load(part_ptr + at_PD, mask=has_seen_P[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
         out_D += tl.sum(share_P[:, None] * part_PD, 0)
     out_D /= tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + row * HEAD_DIM + columns, out_D, mask=columns < HEAD_DIM)

@@ -1,0 +1,57 @@
+"""Layer norms of few rows: what they mean and which backend runs them."""
+
+from importlib import import_module
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Backend = Literal["reference", "triton"]
+MOST_ROWS = 16
+"""With more there are programs enough to fill a card, and PyTorch's kernel is as good."""
+MOST_COLUMNS = 16384
+
+
+def few_row_norm(
+    x: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, backend: Backend | None = None
+) -> Tensor:
+    """``torch.nn.functional.layer_norm`` over the last axis.
+
+    PyTorch's gives a row 128 threads: on an H200 7.7 us for one row of 4,096, a sixteenth of a decode step in all
+    layers together (docs/log.md).
+
+    Args:
+        x: [..., C].
+        weight_C: gains.
+        bias_C: None for none.
+        eps: added to the variance.
+        backend: ``triton`` if None where all is on a GPU, no gradient is wanted, and rows are few and not too wide;
+            otherwise ``reference``.
+
+    Returns:
+        [..., C] in the dtype of x; means are fp32 (fp64 for fp64).
+    """
+    if (backend or _choose(x, weight_C, bias_C)) == "reference":
+        return F.layer_norm(x, weight_C.shape, weight_C, bias_C, eps)
+    # Triton comes in with the first call: a machine without an accelerator may lack it.
+    kernel = import_module("epilogue.kernels.few_row_norm.kernel").norm_kernel
+    x_RC = x.contiguous().view(-1, x.shape[-1])
+    out_RC = torch.empty_like(x_RC)
+    width = 1 << (x_RC.shape[1] - 1).bit_length()
+    bias = weight_C if bias_C is None else bias_C
+    kernel[(len(x_RC),)](
+        x_RC, weight_C, bias, out_RC, x_RC.shape[1], EPS=eps, HAS_BIAS=bias_C is not None, BLOCK_C=width,
+        num_warps=max(1, min(16, width // 256)),
+    )  # fmt: skip
+    return out_RC.view_as(x)
+
+
+def _choose(x: Tensor, weight_C: Tensor, bias_C: Tensor | None) -> Backend:
+    if torch.is_grad_enabled() or not x.is_cuda:
+        return "reference"
+    few = 0 < x.numel() <= MOST_ROWS * weight_C.shape[0] <= MOST_ROWS * MOST_COLUMNS
+    same = {x.dtype, weight_C.dtype} | (set() if bias_C is None else {bias_C.dtype}) in (
+        {torch.float32}, {torch.bfloat16}, {torch.float16},
+    )  # fmt: skip
+    return "triton" if few and same else "reference"
