@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epilogue.errors import CapacityError, EpilogueError, RequestError
 from epilogue.server import openai, routes_kobold, routes_openai
+from epilogue.server.grammars import Grammars
 from epilogue.server.metrics import Metrics
 from epilogue.server.worker import QueueFullError, Worker
 
@@ -42,6 +43,7 @@ class Desk:
 
     worker: Worker
     settings: Settings
+    grammars: Grammars = field(default_factory=Grammars)
 
 
 def create_app(worker: Worker, settings: Settings) -> FastAPI:

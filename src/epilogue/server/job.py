@@ -131,19 +131,24 @@ class Job:
 
     def _begin_writing(self, engine: Engine, tokenizer: Tokenizer) -> None:
         assert self.sequence is not None
-        params, first = self.generation.params, self.sequence
+        asked, first = self.generation, self.sequence
+        params = asked.params
         seed = secrets.randbelow(NUM_SEEDS) if params.seed is None else params.seed
-        sequences = [first, *(engine.fork(first) for _ in range(self.generation.num_texts - 1))]
+        grammars = [
+            asked.grammar.begin(first.num_tokens, written=asked.grammar_written) if asked.grammar else None
+            for _ in range(asked.num_texts)
+        ]
+        sequences = [first, *(engine.fork(first) for _ in range(asked.num_texts - 1))]
         self.writings = [
             Writing(
                 index,
                 engine,
                 sequence,
-                generation=self.generation,
-                params=replace(params, seed=(seed + index) % NUM_SEEDS),
+                generation=asked,
+                params=replace(params, seed=(seed + index) % NUM_SEEDS, grammar=grammar),
                 tokenizer=tokenizer,
             )
-            for index, sequence in enumerate(sequences)
+            for index, (sequence, grammar) in enumerate(zip(sequences, grammars, strict=True))
         ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +16,7 @@ from epilogue.server import kobold, openai
 from epilogue.server.events import Ticket
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.openai import Choice, Usage
-from epilogue.server.protocol import Done, Ended, Event, Piece
+from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
 
 router = APIRouter()
 _MOST_KEYS = 256
@@ -205,7 +206,7 @@ def _running(request: Request, body: Keyed | None) -> Running:
 async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     """Write, and answer when all is written."""
     worker = request.app.state.desk.worker
-    generation = kobold.generation_of(body, worker.tokenizer)
+    generation = await run_in_threadpool(_generation, request, body)
     ticket = Ticket(worker, generation)
     running, usage = _memory(request).begin(generation.key, ticket), Usage()
     choices = [Choice(i) for i in range(generation.num_texts)]
@@ -230,9 +231,8 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
 @router.post("/api/extra/generate/stream")
 async def generate_stream(request: Request, body: KoboldRequest) -> Response:
     """Write, and tell every piece as it comes."""
-    worker = request.app.state.desk.worker
-    generation = kobold.generation_of(body.model_copy(update={"n": 1}), worker.tokenizer)
-    ticket = Ticket(worker, generation)
+    generation = await run_in_threadpool(_generation, request, body.model_copy(update={"n": 1}))
+    ticket = Ticket(request.app.state.desk.worker, generation)
     running, events = _memory(request).begin(generation.key, ticket), ticket.events()
     try:
         await anext(events)  # so that what cannot be served is still answered by its status
@@ -248,6 +248,16 @@ async def generate_stream(request: Request, body: KoboldRequest) -> Response:
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _generation(request: Request, body: KoboldRequest) -> Generation:
+    """Compiles a grammar, which takes up to a second."""
+    desk = request.app.state.desk
+    generation = kobold.generation_of(body, desk.worker.tokenizer)
+    told: Generation = desk.grammars.add(
+        generation, body.grammar, desk.worker.tokenizer, retains=body.grammar_retain_state
+    )
+    return told
 
 
 def _note(request: Request, running: Running, event: Event) -> None:
