@@ -22,6 +22,14 @@ from epilogue.server.worker import QueueFullError, Worker
 
 _log = logging.getLogger("epilogue.server")
 _RETRY_AFTER_S = 3
+_REFUSALS: tuple[tuple[int | str, str], ...] = (
+    (400, "no JSON, or nested too deeply"),
+    (401, "no key, or a wrong one"),
+    (413, "the body is too long"),
+    (422, "a field cannot be so"),
+    (503, "too many requests wait; Retry-After tells when to come again"),
+    (507, "the text does not fit into memory"),
+)
 _OPEN_PATHS = ("/healthz",)
 
 
@@ -55,7 +63,9 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
         yield
         worker.stop()
 
-    app = FastAPI(title="epilogue", lifespan=lifespan)
+    app = FastAPI(
+        title="epilogue", lifespan=lifespan, responses={code: {"description": why} for code, why in _REFUSALS}
+    )
     app.state.desk = Desk(worker, settings)
     app.include_router(routes_kobold.router)
     app.include_router(routes_openai.router)
@@ -86,6 +96,8 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     status, message, kind = describe(error)
+    # What came may be quoted, and what came may be no Unicode.
+    message = message.encode(errors="replace").decode()
     if status == 500:
         _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else {}

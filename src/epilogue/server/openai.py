@@ -86,11 +86,10 @@ class Message(BaseModel):
         Raises:
             RequestError: it holds an image or a sound.
         """
-        if isinstance(self.content, list):
-            if any(part.get("type", "text") != "text" for part in self.content):
-                raise RequestError("messages can hold nothing but text")
-            return "".join(str(part.get("text", "")) for part in self.content)
-        return self.content or ""
+        parts = self.content if isinstance(self.content, list) else [{"text": self.content or ""}]
+        if any(part.get("type", "text") != "text" for part in parts):
+            raise RequestError("messages can hold nothing but text")
+        return "".join(str(part.get("text", "")) for part in parts)
 
 
 class ChatRequest(_Request):

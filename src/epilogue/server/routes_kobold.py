@@ -170,13 +170,15 @@ def detokenize(request: Request, body: Ids) -> dict[str, Any]:
     return {"result": request.app.state.desk.worker.tokenizer.decode(body.ids), "success": True}
 
 
-@router.api_route("/api/extra/generate/check", methods=["GET", "POST"])
+@router.get("/api/extra/generate/check", operation_id="check_latest")
+@router.post("/api/extra/generate/check")
 async def check(request: Request, body: Keyed | None = None) -> dict[str, Any]:
     """What a running request has written so far."""
     return {"results": [{"text": _running(request, body).text}]}
 
 
-@router.api_route("/api/extra/last_logprobs", methods=["GET", "POST"])
+@router.get("/api/extra/last_logprobs", operation_id="last_logprobs_latest")
+@router.post("/api/extra/last_logprobs")
 async def last_logprobs(request: Request, body: Keyed | None = None) -> dict[str, Any]:
     """How likely the tokens were that a request has written."""
     tokenizer = request.app.state.desk.worker.tokenizer
