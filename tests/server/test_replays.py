@@ -22,7 +22,7 @@ LITE: dict[str, Any] = {
 }  # fmt: skip
 SILLY: dict[str, Any] = {
     "prompt": PROMPT, "model": "little", "max_new_tokens": 12, "max_tokens": 12, "logprobs": 10, "temperature": 0.9,
-    "top_p": 0.9, "typical_p": 1, "typical": 1, "sampler_seed": -1, "min_p": 0.05, "repetition_penalty": 1.2,
+    "top_p": 0.9, "typical_p": 1, "typical": 1, "sampler_seed": 7, "min_p": 0.05, "repetition_penalty": 1.2,
     "frequency_penalty": 0, "presence_penalty": 0, "top_k": 40, "skew": 0, "min_tokens": 0, "length_penalty": 1,
     "early_stopping": False, "add_bos_token": True, "smoothing_factor": 0, "smoothing_curve": 1,
     "dry_allowed_length": 2, "dry_multiplier": 0.8, "dry_base": 1.75, "dry_sequence_breakers": '["\\n", ":", "\\""]',
@@ -90,8 +90,8 @@ def test_sillytaverns_text_completion_keeps_its_samplers(client: TestClient, tok
     """It asks /v1/completions and sends KoboldCpp's fields there, under every name they have anywhere."""
     assert client.get("/v1/models").status_code == 200
     asked = CompletionRequest.model_validate(SILLY).sampling_params(tokenizer)
-    same = {name: SILLY[name] for name in SILLY if name in KoboldRequest.model_fields and name != "sampler_seed"}
-    wanted = KoboldRequest.model_validate(same | {"seed": 7, "max_length": 12}).sampling_params(tokenizer)
+    same = {name: SILLY[name] for name in SILLY if name in KoboldRequest.model_fields}
+    wanted = KoboldRequest.model_validate(same | {"max_length": 12}).sampling_params(tokenizer)
     assert asked == wanted
     assert (asked.top_a, asked.tail_free, asked.repetition_penalty, asked.dry_multiplier) == (0.1, 0.95, 1.2, 0.8)
     events = as_sillytavern_reads(client.post("/v1/completions", json=SILLY).content)
