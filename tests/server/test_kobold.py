@@ -7,7 +7,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from epilogue.engine import Engine
-from epilogue.errors import RequestError
 from epilogue.server.kobold import KoboldRequest, generation_of
 from epilogue.text import Tokenizer
 
@@ -59,9 +58,39 @@ def test_breakers_come_as_json_in_a_string(tokenizer: Tokenizer) -> None:
     assert breakers == {i for i in range(tokenizer.vocab_size) if {10, 46} & set(tokenizer.token_bytes(i))}
 
 
-def test_a_grammar_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(RequestError, match="grammar is not supported"):
-        params_of(tokenizer, grammar="root ::= x")
+def test_a_grammar_is_followed_past_banned_phrases(client: TestClient) -> None:
+    pytest.importorskip("llguidance")
+    body = {"prompt": PROMPT, "max_length": 40, "sampler_seed": 3, "grammar": 'root ::= ("a" | "b" | "c"){20}'}
+    text = client.post("/api/v1/generate", json=body).json()["results"][0]["text"]
+    assert len(text) == 20
+    assert set(text) <= set("abc")
+    other = client.post("/api/v1/generate", json=body | {"banned_tokens": [text[5:8]]}).json()["results"][0]
+    assert len(other["text"]) == 20
+    assert set(other["text"]) <= set("abc")
+    assert text[5:8] not in other["text"]
+    assert other["finish_reason"] == "stop"
+
+
+def test_a_grammar_goes_on_where_its_state_is_retained(client: TestClient) -> None:
+    pytest.importorskip("llguidance")
+    body = {"prompt": PROMPT, "max_length": 3, "sampler_seed": 3, "grammar": 'root ::= "1" "2" "3" "4" "5"'}
+
+    def written(**more: Any) -> str:
+        return client.post("/api/v1/generate", json=body | more).json()["results"][0]["text"]
+
+    first = written()
+    assert first == "123"
+    assert written(prompt=PROMPT + first, grammar_retain_state=True) == "45"
+    assert written(prompt=PROMPT + "12", grammar_retain_state=True) == "345"  # cut by the writer
+    assert written(prompt=PROMPT + "x", grammar_retain_state=True) == "123"  # not the grammar's: anew
+    assert written(prompt=PROMPT + first) == "123"
+
+
+def test_a_broken_grammar_is_refused_before_the_stream(client: TestClient) -> None:
+    for path in ("/api/v1/generate", "/api/extra/generate/stream", "/v1/completions"):
+        answer = client.post(path, json={"prompt": PROMPT, "grammar": "root ::= ("})
+        assert answer.status_code == 422
+        assert "the grammar cannot be used" in answer.text
 
 
 def test_what_kobold_lite_asks_when_it_connects(client: TestClient) -> None:

@@ -1,5 +1,6 @@
 """The OpenAI API, asked by OpenAI's own client where it is installed."""
 
+import json
 import math
 from typing import Any
 
@@ -45,6 +46,18 @@ def test_chat_is_the_story_so_far(openai: Any) -> None:
     assert chat.choices[0].message.content == same.choices[0].text
     pieces = openai.chat.completions.create(model="little", messages=messages, max_tokens=9, seed=1, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == same.choices[0].text
+
+
+def test_json_of_a_schema(openai: Any) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "object", "properties": {"end": {"enum": ["sad", "good"]}}, "required": ["end"]}
+    schema["additionalProperties"] = False
+    asked = {"type": "json_schema", "json_schema": {"name": "ending", "schema": schema}}
+    messages = [{"role": "user", "content": PROMPT}]
+    chat = openai.chat.completions.create(
+        model="little", messages=messages, max_tokens=40, seed=1, response_format=asked
+    )
+    assert json.loads(chat.choices[0].message.content)["end"] in ("sad", "good")
 
 
 def test_a_second_request_reads_only_what_is_new(openai: Any) -> None:

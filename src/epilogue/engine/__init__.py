@@ -2,6 +2,7 @@
 
 from epilogue.engine.capacity import available_bytes
 from epilogue.engine.engine import Engine, OnProgress
+from epilogue.engine.grammar import Grammar, GrammarText
 from epilogue.engine.library import Kept, Library, Opened
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler
@@ -13,6 +14,8 @@ from epilogue.kernels.paged_attention import Storage
 
 __all__ = [
     "Engine",
+    "Grammar",
+    "GrammarText",
     "Kept",
     "Library",
     "OnProgress",

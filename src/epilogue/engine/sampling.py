@@ -1,9 +1,10 @@
 """How the next token is chosen: the sampler that follows a request's settings.
 
-Biases and DRY act on the model's logits first. Then come the stages in the order asked for, by default as in
-transformers: repetition, temperature, filters. XTC is last; what is left is sampled. Everything is fp64 on the CPU, so
-a seed gives the same tokens whatever device the model runs on, as far as the logits agree. The random number of a token
-is a function of the seed and the token's position and of nothing else: other texts, pauses and forks change nothing.
+The grammar, biases and DRY act on the model's logits first. Then come the stages in the order asked for, by default as
+in transformers: repetition, temperature, filters. XTC is last; what is left is sampled. Everything is fp64 on the CPU,
+so a seed gives the same tokens whatever device the model runs on, as far as the logits agree. The random number of a
+token is a function of the seed and the token's position and of nothing else: other texts, pauses and forks change
+nothing.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ class Sampler:
         if eos_id is not None and eos_id < 0:
             raise ValueError(f"eos_id must be at least 0 or None, got {eos_id}")
         self.params = params
-        self.num_tokens = num_tokens
+        self.num_tokens, self._eos_id = num_tokens, eos_id
         self._bias = dict(params.logit_bias)
         if params.ignore_eos and eos_id is not None:
             self._bias[eos_id] = -torch.inf
@@ -66,7 +67,7 @@ class Sampler:
 
         Raises:
             EpilogueError: a logit is NaN or infinite.
-            RequestError: every token is banned.
+            RequestError: every token is banned, or the text does not follow the grammar.
             ValueError: the logits are not one row.
         """
         if self.params.temperature == 0:
@@ -102,7 +103,14 @@ class Sampler:
         return scores_V.softmax(0)
 
     def _unfiltered(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
-        scores_V = self._biased(self._checked(logits_V, history))
+        scores_V = self._checked(logits_V, history)
+        if self.params.grammar is not None:
+            allowed_V = self.params.grammar.allowed(history)
+            scores_V[len(allowed_V) :] = -torch.inf
+            scores_V[: len(allowed_V)].masked_fill_(~allowed_V[: len(scores_V)], -torch.inf)
+            if allowed_V.nonzero().flatten().tolist() == [self._eos_id]:
+                return scores_V
+        scores_V = self._biased(scores_V)
         return self._dry(scores_V, history) if self.params.dry_multiplier > 0 else scores_V
 
     def _likeliest(self, scores_V: Tensor, history: Sequence[int]) -> int:
@@ -127,7 +135,7 @@ class Sampler:
         for token_id, bias in self._bias.items():
             if 0 <= token_id < len(scores_V):
                 scores_V[token_id] += bias
-        if self._bias and scores_V.max() == -torch.inf:
+        if scores_V.max() == -torch.inf:
             raise RequestError(f"all {len(scores_V)} tokens are banned, so none can be chosen; ban fewer")
         return scores_V
 

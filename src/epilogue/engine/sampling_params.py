@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from epilogue.engine.grammar import GrammarText
 from epilogue.errors import RequestError
 
 NUM_SEEDS = 2**32
@@ -106,6 +107,8 @@ class SamplingParams:
     """How fast it is followed."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of some tokens; minus infinity bans one."""
+    grammar: GrammarText | None = None
+    """What the text may be; where it allows nothing more the text ends, ``ignore_eos`` or not. Acts before all else."""
     order: tuple[Stage, ...] = ("repetition", "temperature", "top_k", "top_a", "top_p", "tail_free", "typical")
     """In which the stages act, each at most once; one that is left out does not act."""
     seed: int | None = None

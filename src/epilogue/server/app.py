@@ -16,11 +16,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epilogue.errors import CapacityError, EpilogueError, RequestError
 from epilogue.server import openai, routes_kobold, routes_openai
+from epilogue.server.grammars import Grammars
 from epilogue.server.metrics import Metrics
 from epilogue.server.worker import QueueFullError, Worker
 
 _log = logging.getLogger("epilogue.server")
 _RETRY_AFTER_S = 3
+_REFUSALS: tuple[tuple[int | str, str], ...] = (
+    (400, "no JSON, or nested too deeply"),
+    (401, "no key, or a wrong one"),
+    (413, "the body is too long"),
+    (422, "a field cannot be so"),
+    (503, "too many requests wait; Retry-After tells when to come again"),
+    (507, "the text does not fit into memory"),
+)
 _OPEN_PATHS = ("/healthz",)
 
 
@@ -42,6 +51,7 @@ class Desk:
 
     worker: Worker
     settings: Settings
+    grammars: Grammars = field(default_factory=Grammars)
 
 
 def create_app(worker: Worker, settings: Settings) -> FastAPI:
@@ -53,7 +63,9 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
         yield
         worker.stop()
 
-    app = FastAPI(title="epilogue", lifespan=lifespan)
+    app = FastAPI(
+        title="epilogue", lifespan=lifespan, responses={code: {"description": why} for code, why in _REFUSALS}
+    )
     app.state.desk = Desk(worker, settings)
     app.include_router(routes_kobold.router)
     app.include_router(routes_openai.router)
@@ -84,6 +96,8 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     status, message, kind = describe(error)
+    # What came may be quoted, and what came may be no Unicode.
+    message = message.encode(errors="replace").decode()
     if status == 500:
         _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else {}

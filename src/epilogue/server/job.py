@@ -131,19 +131,24 @@ class Job:
 
     def _begin_writing(self, engine: Engine, tokenizer: Tokenizer) -> None:
         assert self.sequence is not None
-        params, first = self.generation.params, self.sequence
+        asked, first = self.generation, self.sequence
+        params = asked.params
         seed = secrets.randbelow(NUM_SEEDS) if params.seed is None else params.seed
-        sequences = [first, *(engine.fork(first) for _ in range(self.generation.num_texts - 1))]
+        grammars = [
+            asked.grammar.begin(first.num_tokens, written=asked.grammar_written) if asked.grammar else None
+            for _ in range(asked.num_texts)
+        ]
+        sequences = [first, *(engine.fork(first) for _ in range(asked.num_texts - 1))]
         self.writings = [
             Writing(
                 index,
                 engine,
                 sequence,
-                generation=self.generation,
-                params=replace(params, seed=(seed + index) % NUM_SEEDS),
+                generation=asked,
+                params=replace(params, seed=(seed + index) % NUM_SEEDS, grammar=grammar),
                 tokenizer=tokenizer,
             )
-            for index, sequence in enumerate(sequences)
+            for index, (sequence, grammar) in enumerate(zip(sequences, grammars, strict=True))
         ]
 
 
@@ -156,13 +161,15 @@ def prompt_ids(generation: Generation, tokenizer: Tokenizer, *, vocab_size: int)
     """The ids to read: memory and prompt, the prompt's oldest left out where the request's own limit says so.
 
     Raises:
-        RequestError: an id is outside the vocabulary.
+        RequestError: an id is outside the vocabulary, or the text is no Unicode.
     """
+    _check_whole(generation.memory)
     if isinstance(generation.prompt, tuple):
         ids, memory = list(generation.prompt), tokenizer.encode(generation.memory)
         if wrong := [i for i in ids if not 0 <= i < vocab_size]:
             raise RequestError(f"the prompt holds id {wrong[0]}, outside the vocabulary of {vocab_size}")
     else:
+        _check_whole(generation.prompt)
         # Together, for a seam would change tokens; apart only where the prompt is cut.
         ids, memory = tokenizer.encode(generation.memory + generation.prompt), []
     if generation.max_context_tokens is not None:
@@ -173,3 +180,13 @@ def prompt_ids(generation: Generation, tokenizer: Tokenizer, *, vocab_size: int)
             ids = prompt[-max(1, room - len(memory)) :]
     # An empty story begins where any text does: behind the end of another one.
     return memory + ids or [tokenizer.eos_id]
+
+
+def _check_whole(text: str) -> None:
+    """JSON can spell half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text holds half of a surrogate pair at character {error.start}; send whole characters"
+        ) from error

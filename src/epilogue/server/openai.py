@@ -8,59 +8,65 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from epilogue.engine import SamplingParams
-from epilogue.engine.sampling_params import NUM_SEEDS
 from epilogue.errors import RequestError
 from epilogue.server.protocol import Begun, Ended, Event, Generation, Piece, TokenLogprobs
+from epilogue.server.samplers import SamplerFields, as_list
 from epilogue.text import Tokenizer
 
 _REFUSED = {
     "suffix": "text is written only behind a prompt",
     "tools": "a story model calls no tools",
     "functions": "a story model calls no functions",
-    "response_format": "the text has no format",
 }
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+class SchemaOfFormat(BaseModel):
+    """Where a JSON schema stands in a response format."""
+
+    model_config = ConfigDict(extra="ignore")
+    schema_: Annotated[dict[str, Any], Field(alias="schema")] = {}
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+class ResponseFormat(BaseModel):
+    """Text as it comes, JSON, or JSON of a schema."""
 
+    model_config = ConfigDict(extra="ignore")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaOfFormat = SchemaOfFormat()
+
+    @property
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """What the text must be JSON of; None if it need not be."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.type == "json_object" else self.json_schema.schema_
+
+
+class _Request(SamplerFields, BaseModel):
     model: str = ""
-    n: Annotated[int, Field(ge=1, le=16)] = 1
     stream: bool = False
     stream_options: dict[str, Any] = {}
-    max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    response_format: ResponseFormat | None = None
     temperature: float = 1.0
-    top_p: float = 1.0
     top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Annotated[dict[int, float], Field(max_length=4096)] = {}
-    seed: int | None = None
-    stop: Annotated[list[str], BeforeValidator(_as_list), Field(max_length=256)] = []
-    ignore_eos: bool = False
+    top_p: float = 1.0
+    rep_pen_range: int = 2048
+    sampler_order: Annotated[list[int], Field(max_length=16), BeforeValidator(as_list)] = [6, 5, 0, 1, 2, 3, 4]
+    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096)] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, body: Any) -> Any:
-        if not isinstance(body, Mapping):
-            return body
-        for name, reason in _REFUSED.items():
-            if body.get(name) not in (None, "", [], {}, {"type": "text"}):
+    def _refuse(cls, body: Any) -> Any:
+        for name, reason in _REFUSED.items() if isinstance(body, Mapping) else ():
+            if body.get(name) not in (None, "", [], {}):
                 raise ValueError(f"{name} is not supported: {reason}; leave it out")
-        return {name: value for name, value in body.items() if value is not None}
+        return body
 
 
 class CompletionRequest(_Request):
-    """The body of /v1/completions. top_k, min_p, repetition_penalty and ignore_eos are vLLM's."""
+    """The body of /v1/completions, after aliases."""
 
+    max_length: Annotated[int, Field(ge=0, le=1_000_000)] = 16
     prompt: str | list[int] | list[str] | list[list[int]] = ""
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -80,11 +86,10 @@ class Message(BaseModel):
         Raises:
             RequestError: it holds an image or a sound.
         """
-        if isinstance(self.content, list):
-            if any(part.get("type", "text") != "text" for part in self.content):
-                raise RequestError("messages can hold nothing but text")
-            return "".join(str(part.get("text", "")) for part in self.content)
-        return self.content or ""
+        parts = self.content if isinstance(self.content, list) else [{"text": self.content or ""}]
+        if any(part.get("type", "text") != "text" for part in parts):
+            raise RequestError("messages can hold nothing but text")
+        return "".join(str(part.get("text", "")) for part in parts)
 
 
 class ChatRequest(_Request):
@@ -110,46 +115,44 @@ def prompt_text(prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-def completion(request: CompletionRequest, prompt: str | tuple[int, ...]) -> Generation:
-    """The generation that one prompt asks for."""
-    most = request.max_tokens if request.max_tokens is not None else request.max_completion_tokens
-    generation = _generation(request, prompt, 16 if most is None else most, request.logprobs)
+def completion(request: CompletionRequest, prompt: str | tuple[int, ...], tokenizer: Tokenizer) -> Generation:
+    """The generation that one prompt asks for, its grammar apart.
+
+    Raises:
+        RequestError: a field is out of range.
+    """
+    generation = _generation(request, prompt, request.logprobs, tokenizer)
     return replace(generation, scores_prompt=request.echo and request.logprobs is not None)
 
 
-def chat(request: ChatRequest) -> Generation:
+def chat(request: ChatRequest, tokenizer: Tokenizer) -> Generation:
     """The generation that a chat asks for: a story model is told what was said as plain text.
 
     Instructions stand first, in paragraphs of their own; what users and assistant wrote follows as one text, as if
     they had written it together.
+
+    Raises:
+        RequestError: a field is out of range, or a message holds something else than text.
     """
     told = [message.text.strip() for message in request.messages if message.role in ("system", "developer")]
     story = [message.text for message in request.messages if message.role in ("user", "assistant")]
-    most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     text = "\n\n".join([*(part for part in told if part), *(part.strip("\n") for part in story if part.strip())])
-    return _generation(request, text, 400 if most is None else most, request.top_logprobs if request.logprobs else None)
+    return _generation(request, text, request.top_logprobs if request.logprobs else None, tokenizer)
 
 
-def _generation(request: _Request, prompt: str | tuple[int, ...], most: int, logprobs: int | None) -> Generation:
-    if any(bias != bias or abs(bias) > 100 for bias in request.logit_bias.values()):
-        raise RequestError("logit_bias must be between -100 and 100")
-    biases = {i: float("-inf") if bias == -100 else bias for i, bias in request.logit_bias.items()}
-    params = SamplingParams(
-        max_new_tokens=most,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=max(0, request.top_k),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        repetition_range_tokens=2048,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        logit_bias=biases,
-        seed=None if request.seed is None else request.seed % NUM_SEEDS,
-        ignore_eos=request.ignore_eos,
+def _generation(
+    request: _Request, prompt: str | tuple[int, ...], logprobs: int | None, tokenizer: Tokenizer
+) -> Generation:
+    return Generation(
+        prompt=prompt,
+        params=request.sampling_params(tokenizer),
+        num_texts=request.n,
+        stop=request.stops,
+        keeps_stop=not request.trim_stop,
+        banned_phrases=request.banned_phrases,
+        num_logprobs=logprobs,
+        max_context_tokens=request.max_context_length,
     )
-    stop = tuple(text for text in request.stop if text)
-    return Generation(prompt=prompt, params=params, num_texts=request.n, stop=stop, num_logprobs=logprobs)
 
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:

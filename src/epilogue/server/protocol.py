@@ -6,7 +6,7 @@ No input or output happens here.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from epilogue.engine import SamplingParams
+from epilogue.engine import Grammar, SamplingParams
 
 Reason = Literal["stop", "length", "cancelled"]
 """``stop`` is a stop string or the end of text; ``length`` that as many tokens were written as asked for."""
@@ -26,6 +26,10 @@ class Generation:
     """Whether the stop string that ended a text is part of it."""
     banned_phrases: tuple[str, ...] = ()
     """Never written, in whatever case: the text goes back to before one and takes another way."""
+    grammar: Grammar | None = None
+    """What the text may be."""
+    grammar_written: str = ""
+    """How the grammar's text begins already, at the prompt's end."""
     num_logprobs: int | None = None
     """How many of the likeliest tokens to tell beside each chosen one; None tells nothing."""
     scores_prompt: bool = False

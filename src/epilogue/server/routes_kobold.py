@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +16,7 @@ from epilogue.server import kobold, openai
 from epilogue.server.events import Ticket
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.openai import Choice, Usage
-from epilogue.server.protocol import Done, Ended, Event, Piece
+from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
 
 router = APIRouter()
 _MOST_KEYS = 256
@@ -169,13 +170,15 @@ def detokenize(request: Request, body: Ids) -> dict[str, Any]:
     return {"result": request.app.state.desk.worker.tokenizer.decode(body.ids), "success": True}
 
 
-@router.api_route("/api/extra/generate/check", methods=["GET", "POST"])
+@router.get("/api/extra/generate/check", operation_id="check_latest")
+@router.post("/api/extra/generate/check")
 async def check(request: Request, body: Keyed | None = None) -> dict[str, Any]:
     """What a running request has written so far."""
     return {"results": [{"text": _running(request, body).text}]}
 
 
-@router.api_route("/api/extra/last_logprobs", methods=["GET", "POST"])
+@router.get("/api/extra/last_logprobs", operation_id="last_logprobs_latest")
+@router.post("/api/extra/last_logprobs")
 async def last_logprobs(request: Request, body: Keyed | None = None) -> dict[str, Any]:
     """How likely the tokens were that a request has written."""
     tokenizer = request.app.state.desk.worker.tokenizer
@@ -205,7 +208,7 @@ def _running(request: Request, body: Keyed | None) -> Running:
 async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     """Write, and answer when all is written."""
     worker = request.app.state.desk.worker
-    generation = kobold.generation_of(body, worker.tokenizer)
+    generation = await run_in_threadpool(_generation, request, body)
     ticket = Ticket(worker, generation)
     running, usage = _memory(request).begin(generation.key, ticket), Usage()
     choices = [Choice(i) for i in range(generation.num_texts)]
@@ -230,9 +233,8 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
 @router.post("/api/extra/generate/stream")
 async def generate_stream(request: Request, body: KoboldRequest) -> Response:
     """Write, and tell every piece as it comes."""
-    worker = request.app.state.desk.worker
-    generation = kobold.generation_of(body.model_copy(update={"n": 1}), worker.tokenizer)
-    ticket = Ticket(worker, generation)
+    generation = await run_in_threadpool(_generation, request, body.model_copy(update={"n": 1}))
+    ticket = Ticket(request.app.state.desk.worker, generation)
     running, events = _memory(request).begin(generation.key, ticket), ticket.events()
     try:
         await anext(events)  # so that what cannot be served is still answered by its status
@@ -248,6 +250,16 @@ async def generate_stream(request: Request, body: KoboldRequest) -> Response:
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _generation(request: Request, body: KoboldRequest) -> Generation:
+    """Compiles a grammar, which takes up to a second."""
+    desk = request.app.state.desk
+    generation = kobold.generation_of(body, desk.worker.tokenizer)
+    told: Generation = desk.grammars.add(
+        generation, body.grammar, desk.worker.tokenizer, retains=body.grammar_retain_state
+    )
+    return told
 
 
 def _note(request: Request, running: Running, event: Event) -> None:

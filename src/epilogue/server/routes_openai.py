@@ -6,10 +6,12 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from epilogue.server import openai
 from epilogue.server.events import Ticket
+from epilogue.server.grammars import Grammars
 from epilogue.server.openai import ChatRequest, Choice, CompletionRequest, Usage
 from epilogue.server.protocol import Ended, Event, Generation, Piece, Scored, TokenLogprobs
 from epilogue.text import Tokenizer
@@ -40,14 +42,30 @@ def _model(name: str) -> dict[str, Any]:
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Text that comes next."""
-    generations = [openai.completion(body, prompt) for prompt in openai.prompts(body)]
-    return await _respond(request, body, generations, _Completions(request, body))
+    tokenizer = request.app.state.desk.worker.tokenizer
+    shape = _Completions(request, body)
+
+    def generations() -> list[Generation]:
+        return [_formed(request, body, openai.completion(body, prompt, tokenizer)) for prompt in openai.prompts(body)]
+
+    return await _respond(request, body, await run_in_threadpool(generations), shape)
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Text that comes next, behind what was said."""
-    return await _respond(request, body, [openai.chat(body)], _Chats(request))
+    tokenizer = request.app.state.desk.worker.tokenizer
+    generation = await run_in_threadpool(lambda: _formed(request, body, openai.chat(body, tokenizer)))
+    return await _respond(request, body, [generation], _Chats(request))
+
+
+def _formed(request: Request, body: CompletionRequest | ChatRequest, generation: Generation) -> Generation:
+    """With the grammar or the schema that is asked for; to compile it takes up to a second."""
+    desk = request.app.state.desk
+    grammars: Grammars = desk.grammars
+    if body.response_format is not None and (schema := body.response_format.schema_wanted) is not None:
+        return grammars.add_schema(generation, schema, desk.worker.tokenizer)
+    return grammars.add(generation, body.grammar, desk.worker.tokenizer, retains=body.grammar_retain_state)
 
 
 class _Shape:
