@@ -2,7 +2,7 @@
 
 from epilogue.engine.capacity import available_bytes
 from epilogue.engine.engine import Engine, OnProgress
-from epilogue.engine.library import Kept, Library, Opened
+from epilogue.engine.library import Found, Kept, Library, Opened
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler
 from epilogue.engine.sampling_params import SamplingParams
@@ -13,6 +13,7 @@ from epilogue.kernels.paged_attention import Storage
 
 __all__ = [
     "Engine",
+    "Found",
     "Kept",
     "Library",
     "OnProgress",

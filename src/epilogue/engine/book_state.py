@@ -138,11 +138,34 @@ def read_outline(path: Path) -> tuple[list[int], PageTable]:
         raise _damaged(path, "its tensors do not fit together") from error
 
 
-def open_state(path: Path, engine: Engine) -> Sequence:
+@dataclass(frozen=True)
+class CheckedState:
+    """A state that is whole and belongs to an engine, not put into its pages yet."""
+
+    path: Path
+    header: StateHeader
+    tensors: Mapping[str, Tensor]
+    """Views of the mapped file."""
+
+
+def check_state(path: Path, engine: Engine) -> CheckedState:
+    """Read a state through, and find that it is whole and this engine's. For any thread: the engine is not touched.
+
+    Raises:
+        StateError: it is of another version, model, storage or epsilon, or damaged.
+    """
+    header = read_header(path)
+    _check_belongs(path, header, engine)
+    tensors = _mapped(path)
+    _verify(path, tensors)
+    return CheckedState(path, header, tensors)
+
+
+def open_state(state: Path | CheckedState, engine: Engine) -> Sequence:
     """The text of a state, as if the engine had just read it: the same bits in its pages, and the same logits.
 
     Args:
-        path: of the file.
+        state: its file, or what ``check_state`` found there.
         engine: of the same model, storage and epsilon.
 
     Raises:
@@ -151,11 +174,8 @@ def open_state(path: Path, engine: Engine) -> Sequence:
 
     Memory: the pages. The file is mapped, not read into memory first.
     """
-    header = read_header(path)
-    _check_belongs(path, header, engine)
-    tensors = _mapped(path)
-    _verify(path, tensors)
-    return _fill(path, header, tensors, engine)
+    checked = check_state(state, engine) if isinstance(state, Path) else state
+    return _fill(checked.path, checked.header, checked.tensors, engine)
 
 
 def _fill(path: Path, header: StateHeader, tensors: Mapping[str, Tensor], engine: Engine) -> Sequence:

@@ -19,7 +19,16 @@ import platformdirs
 import xxhash
 
 from epilogue.checkpoint import clear_leftovers
-from epilogue.engine.book_state import StateHeader, open_state, read_header, read_outline, save_state, state_bytes
+from epilogue.engine.book_state import (
+    CheckedState,
+    StateHeader,
+    check_state,
+    open_state,
+    read_header,
+    read_outline,
+    save_state,
+    state_bytes,
+)
 from epilogue.engine.engine import Engine
 from epilogue.engine.prefixes import common_tokens
 from epilogue.engine.sequence import Sequence
@@ -46,6 +55,27 @@ class Kept:
     def id(self) -> str:
         """Its name in lists, sixteen hexadecimal digits."""
         return self.path.name.removesuffix(_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state that a text can go on from; whole, and not put into an engine's pages yet."""
+
+    kept: Kept
+    state: CheckedState
+
+    def open(self, engine: Engine) -> Sequence:
+        """What was read, in the engine's pages.
+
+        Raises:
+            StateError: its tensors are not those of this engine; the file has been removed.
+            CapacityError: there are not enough free pages.
+        """
+        try:
+            return open_state(self.state, engine)
+        except StateError:
+            self.kept.path.unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)
@@ -94,18 +124,43 @@ class Library:
             StateError: it is damaged; the file has been removed, and asking again finds the next best.
             CapacityError: there are not enough free pages.
         """
-        best = self._best(engine, ids)
-        if best is None:
+        found = self.find(engine, ids)
+        if found is None:
+            return None
+        sequence = found.open(engine)
+        return Opened(sequence, found.kept, common_tokens(ids, sequence.ids))
+
+    def find(self, engine: Engine, ids: Several[int], *, least_tokens: int = 1) -> Found | None:
+        """The state that ``open`` would open. For any thread: the engine is not touched.
+
+        Args:
+            engine: whose model, storage and epsilon it must have.
+            ids: the text.
+            least_tokens: a state that spares fewer is none.
+
+        Raises:
+            StateError: as ``open``.
+        """
+        usable_tokens, best = self._best(engine, ids)
+        if best is None or usable_tokens < least_tokens:
             return None
         try:
-            sequence = open_state(best.path, engine)
+            return self.take(engine, best)
         except StateError:
             best.path.unlink(missing_ok=True)
             raise
+
+    def take(self, engine: Engine, kept: Kept) -> Found:
+        """One state of those that ``all`` lists. For any thread: the engine is not touched.
+
+        Raises:
+            StateError: it is damaged, or not this engine's.
+        """
+        state = check_state(kept.path, engine)
         with suppress(OSError):  # a folder that may only be read serves as well
             now_ns = time.time_ns()  # by itself the system would take its last tick, which may be that of another file
-            os.utime(best.path, ns=(now_ns, now_ns))
-        return Opened(sequence, best, common_tokens(ids, sequence.ids))
+            os.utime(kept.path, ns=(now_ns, now_ns))
+        return Found(kept, state)
 
     def keep(
         self, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", replaces: Opened | None = None
@@ -179,16 +234,15 @@ class Library:
             kept.path.unlink(missing_ok=True)
         return useless
 
-    def _best(self, engine: Engine, ids: Several[int]) -> Kept | None:
-        """Of which most is left to go on from; of equals the one used last."""
+    def _best(self, engine: Engine, ids: Several[int]) -> tuple[int, Kept | None]:
+        """Of which most is left to go on from, and how much; of equals the one used last."""
         ours = (engine.fingerprint, engine.pages.pool.storage, engine.epsilon)
         fitting = [
             (_usable_tokens(kept.path, engine, ids), kept)
             for kept in self.all()
             if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours
         ]
-        usable, best = max(fitting, key=lambda found: found[0], default=(0, None))
-        return best if usable else None
+        return max(fitting, key=lambda found: found[0], default=(0, None))
 
     def _make_room(self, num_bytes: int, *, spare: set[Path]) -> None:
         """Remove what was not used for longest, until a new state keeps the limit."""
