@@ -3,16 +3,15 @@
 A book is one text in all its forms: as it grows, is written on in several ways, or is edited near its end, it keeps
 its id. States are written by a thread of its own, from a second table on the same pages: nobody waits for a disk.
 
-All of it belongs to the engine's thread, but for ``rows``, which anybody may read.
+All of it belongs to the engine's thread, but for ``listing``.
 """
 
 import logging
 import secrets
 from collections import deque
 from collections.abc import Callable
-from collections.abc import Sequence as Several
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
@@ -21,57 +20,13 @@ from epilogue.engine.prefixes import common_tokens
 from epilogue.errors import CapacityError, EpilogueError, RequestError
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import page_bytes
+from epilogue.server.book import Book, BookRow
 
 _log = logging.getLogger("epilogue.server")
 # Of one book: what was written behind it in other ways, so that going back to one of these reads nothing.
 _MOST_FORMS = 4
 # Books that are on disk alone and go on by the id they had in memory.
 _MOST_ASLEEP = 64
-
-
-@dataclass(frozen=True)
-class BookRow:
-    """What there is to say of a book."""
-
-    id: str
-    title: str
-    num_tokens: int
-    num_bytes: int
-    """Of its latest form's pages; other books may share some. 0 if it is not in memory."""
-    is_in_memory: bool
-    is_saving: bool
-    kept: Kept | None
-    """Its state on disk, if there is one."""
-    used_at: datetime
-
-
-@dataclass(eq=False)
-class Book:
-    """A text and its forms."""
-
-    id: str
-    title: str = ""
-    ids: Several[int] = ()
-    """Of its latest form."""
-    forms: list[Sequence] = field(default_factory=list)
-    """Those that are open and in no request, the latest last."""
-    kept: Kept | None = None
-    kept_ids: Several[int] = ()
-    """What was written to disk last, or is being written."""
-    saving: "Future[Kept] | None" = None
-    used_at: datetime = field(default_factory=datetime.now)
-
-    def is_form(self, ids: Several[int]) -> int:
-        """How many tokens a text has in common with this book, if that is most of the book; else 0."""
-        if self.ids[:PAGE_TOKENS] != ids[: min(len(self.ids), PAGE_TOKENS)]:
-            return 0
-        common = common_tokens(ids, self.ids)
-        return common if 2 * common > len(self.ids) else 0
-
-    def num_unsaved(self, text: Sequence) -> int:
-        """Tokens that would have to be read again if this form were forgotten."""
-        known = text.table.num_tokens
-        return known - min(known, common_tokens(text.ids, self.kept_ids))
 
 
 class Shelf:
@@ -98,7 +53,7 @@ class Shelf:
     ) -> None:
         self.engine, self.library = engine, library
         self.model_name, self.least_tokens, self.most_books = model_name, least_tokens, most_books
-        self.rows: tuple[BookRow, ...] = ()
+        self._rows: tuple[BookRow, ...] = ()
         self._on_news = on_news
         self._books: dict[str, Book] = {}
         self._idle: dict[Sequence, Book] = {}
@@ -123,6 +78,20 @@ class Shelf:
     def has_news(self) -> bool:
         """Whether ``settle`` has something to do."""
         return bool(self._written)
+
+    def listing(self) -> list[BookRow]:
+        """Every book, in memory or on disk, that this engine can go on with, the latest used first; for any thread."""
+        engine, rows = self.engine, self._rows
+        states = {kept.id: kept for kept in (self.library.all() if self.library else ())}
+        books = [replace(row, kept=states.pop(row.kept.id, None) if row.kept else None) for row in rows]
+        ours = (engine.fingerprint, engine.pages.pool.storage, engine.epsilon) if states else ()
+        others = [
+            BookRow.of_state(kept)
+            for kept in states.values()
+            if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours
+        ]
+        found = [row for row in books if row.is_in_memory or row.is_saving or row.kept] + others
+        return sorted(found, key=lambda row: row.used_at, reverse=True)
 
     def note_read(self, text: Sequence, *, title: str = "") -> None:
         """A request's text has been read: if it was long, it is not to be lost."""
@@ -185,8 +154,10 @@ class Shelf:
     def forget(self, book_id: str) -> bool:
         """Close a book in memory; whether it was known. What a request is working on stays until that ends."""
         book = self._books.pop(book_id, None)
-        for form in list(book.forms) if book else []:
-            self._close(form)
+        if book is not None:
+            book.kept, book.kept_ids = None, ()
+            for form in list(book.forms):
+                self._close(form)
         self._tell()
         return book is not None
 
@@ -312,4 +283,4 @@ class Shelf:
                 used_at=book.used_at,
             )
 
-        self.rows = tuple(row(book) for book in self._books.values())
+        self._rows = tuple(row(book) for book in self._books.values())

@@ -256,7 +256,7 @@ class Worker:
                 return
 
     def _keep_free(self, num_read: int) -> None:
-        """Close unused texts where the next step may need their pages: where texts grow, a page of every head at most."""
+        """Close unused texts where the next step may need their pages: a page of every head where a text grows."""
         config, num_texts = self.engine.model.config, sum(len(job.writings) for job in self._active)
         num_columns = num_texts + num_read // PAGE_TOKENS + 2 * bool(num_read)
         self.shelf.keep_free(config.n_layers * config.kv_n_heads * num_columns)
