@@ -2,7 +2,7 @@
 
 from epilogue.engine.capacity import available_bytes
 from epilogue.engine.engine import Engine, OnProgress
-from epilogue.engine.library import Found, Kept, Library, Opened
+from epilogue.engine.library import Found, Kept, Library, Opened, id_of
 from epilogue.engine.prose import stream_text
 from epilogue.engine.sampling import Sampler
 from epilogue.engine.sampling_params import SamplingParams
@@ -25,5 +25,6 @@ __all__ = [
     "Stats",
     "Storage",
     "available_bytes",
+    "id_of",
     "stream_text",
 ]

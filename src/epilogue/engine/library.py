@@ -9,6 +9,7 @@ and whoever has one open keeps it when another removes it.
 import os
 import shutil
 import time
+from collections.abc import Generator
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from epilogue.engine.book_state import (
     CheckedState,
     StateHeader,
     check_state,
+    open_in_slices,
     open_state,
     read_header,
     read_outline,
@@ -64,15 +66,15 @@ class Found:
     kept: Kept
     state: CheckedState
 
-    def open(self, engine: Engine) -> Sequence:
-        """What was read, in the engine's pages.
+    def open(self, engine: Engine) -> Generator[None, None, Sequence]:
+        """Put what was read into the engine's pages, some megabytes a step; the engine may move other texts in between.
 
         Raises:
             StateError: its tensors are not those of this engine; the file has been removed.
-            CapacityError: there are not enough free pages.
+            CapacityError: there are not enough free pages; in the first step.
         """
         try:
-            return open_state(self.state, engine)
+            return (yield from open_in_slices(self.state, engine))
         except StateError:
             self.kept.path.unlink(missing_ok=True)
             raise
@@ -127,7 +129,11 @@ class Library:
         found = self.find(engine, ids)
         if found is None:
             return None
-        sequence = found.open(engine)
+        try:
+            sequence = open_state(found.state, engine)
+        except StateError:
+            found.kept.path.unlink(missing_ok=True)
+            raise
         return Opened(sequence, found.kept, common_tokens(ids, sequence.ids))
 
     def find(self, engine: Engine, ids: Several[int], *, least_tokens: int = 1) -> Found | None:
@@ -178,8 +184,7 @@ class Library:
         Raises:
             StateError: it is larger than the limit, or cannot be written.
         """
-        size, name = state_bytes(engine, sequence), _name(engine, sequence)
-        path = self.folder / name
+        size, path = state_bytes(engine, sequence), self.folder / f"{id_of(engine, sequence)}{_SUFFIX}"
         is_later = (
             replaces is not None
             and replaces.is_mostly_common
@@ -260,11 +265,11 @@ class Library:
             total -= oldest.num_bytes
 
 
-def _name(engine: Engine, sequence: Sequence) -> str:
-    """Of its own for every text, model, storage and epsilon."""
+def id_of(engine: Engine, sequence: Sequence) -> str:
+    """What a state of what was read of a text is called; of its own for every text, model, storage and epsilon."""
     digest = xxhash.xxh3_64(f"{engine.fingerprint} {engine.pages.pool.storage} {engine.epsilon!r} ".encode())
     digest.update(",".join(map(str, sequence.ids[: sequence.table.num_tokens])).encode())
-    return digest.hexdigest() + _SUFFIX
+    return digest.hexdigest()
 
 
 def _kept(path: Path) -> Kept | None:

@@ -5,13 +5,14 @@ state through takes as long as its disk does. What follows is posted back to the
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from epilogue.engine import Engine, Found, Library
 from epilogue.errors import CapacityError, StateError
 from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.server.book import Book
 from epilogue.server.job import Job
 from epilogue.server.known_scores import KnownScores
 from epilogue.server.shelf import Shelf
@@ -112,10 +113,23 @@ class Admission:
 
     def _go_on_from(self, job: Job, found: Found | None) -> None:
         if found is not None:
-            try:
-                self._shelf.adopt(found)
-            except (StateError, CapacityError) as error:
-                _log.warning("a kept book is read again: %s", error)
-            if not self._enter(job):
-                return
-        job.begin()
+            self._open(job, self._shelf.open(found))
+        else:
+            job.begin()
+
+    def _open(self, job: Job, opening: Generator[None, None, Book]) -> None:
+        """A step of it, and the next when the other requests had their turn."""
+        try:
+            next(opening)
+        except StopIteration:
+            self._begin(job)
+        except (StateError, CapacityError) as error:
+            _log.warning("a kept book is read again: %s", error)
+            self._begin(job)
+        else:
+            self._post(job, lambda: self._open(job, opening))
+
+    def _begin(self, job: Job) -> None:
+        """With what has been opened."""
+        if self._enter(job):
+            job.begin()

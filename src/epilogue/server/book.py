@@ -20,7 +20,8 @@ class BookRow:
     num_bytes: int
     """Of its latest form's pages; other books may share some. 0 if it is not in memory."""
     is_in_memory: bool
-    is_saving: bool
+    saving_id: str
+    """What the state is called that is being written; empty if none is."""
     kept: Kept | None
     """Its state on disk, if there is one."""
     used_at: datetime
@@ -30,7 +31,7 @@ class BookRow:
         """A book that is on disk alone."""
         header = kept.header
         title, num_tokens = (header.title, header.num_tokens) if header else ("", 0)
-        return cls(kept.id, title, num_tokens, 0, is_in_memory=False, is_saving=False, kept=kept, used_at=kept.used_at)
+        return cls(kept.id, title, num_tokens, 0, is_in_memory=False, saving_id="", kept=kept, used_at=kept.used_at)
 
 
 @dataclass(eq=False)
@@ -47,6 +48,7 @@ class Book:
     kept_ids: Several[int] = ()
     """What was written to disk last, or is being written."""
     saving: "Future[Kept] | None" = None
+    saving_id: str = ""
     used_at: datetime = field(default_factory=datetime.now)
 
     def is_form(self, ids: Several[int]) -> int:

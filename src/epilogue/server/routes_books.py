@@ -24,6 +24,7 @@ from epilogue.server.job import Job
 from epilogue.server.protocol import Event, Generation, Reading
 from epilogue.server.worker import Worker
 
+_OPEN = object()
 BookId = Annotated[str, Path(pattern="^[0-9a-f]{16}$")]
 
 
@@ -97,7 +98,9 @@ def open_book(request: Request, book_id: BookId) -> dict[str, Any]:
     if not row.is_in_memory and row.kept is not None and library is not None:
         try:
             found = library.take(worker.engine, row.kept)
-            worker.ask(lambda: worker.shelf.adopt(found)).result()
+            opening = worker.shelf.open(found)
+            while worker.ask(lambda: next(opening, _OPEN)).result() is not _OPEN:
+                pass
         except StateError as error:
             raise HTTPException(409, str(error)) from error
     return _as_dict(_find(worker, book_id))
@@ -142,7 +145,7 @@ def _as_dict(row: BookRow) -> dict[str, Any]:
         "bytes_in_memory": row.num_bytes,
         "on_disk": kept is not None,
         "bytes_on_disk": kept.num_bytes if kept else 0,
-        "saving": row.is_saving,
+        "saving": bool(row.saving_id),
         "last_used": row.used_at.isoformat(timespec="seconds"),
     }
 

@@ -9,20 +9,21 @@ All of it belongs to the engine's thread, but for ``listing``.
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from weakref import WeakKeyDictionary
 
-from epilogue.engine import Engine, Found, Kept, Library, Opened, Sequence
+from epilogue.engine import Engine, Found, Kept, Library, Opened, Sequence, id_of
 from epilogue.engine.prefixes import common_tokens
 from epilogue.errors import CapacityError, EpilogueError, RequestError
-from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import page_bytes
 from epilogue.server.book import Book, BookRow
 
 _log = logging.getLogger("epilogue.server")
+# Of what is known of a book: so much must be new for its state to be written again while the server runs.
+_SHARE_OF_BOOK = 8
 # Of one book: what was written behind it in other ways, so that going back to one of these reads nothing.
 _MOST_FORMS = 4
 # Books that are on disk alone and go on by the id they had in memory.
@@ -37,7 +38,8 @@ class Shelf:
         library: where states are; None keeps nothing on disk.
         on_news: called in another thread when ``settle`` has something to do.
         model_name: for people who look at the states.
-        least_tokens: a text so long is written to disk, and again when it has grown by as many.
+        least_tokens: a text so long is written to disk, and again when it has grown by as many and by an eighth; when
+            it is closed, if it has grown by a fourth as many.
         most_books: that are open without a request.
     """
 
@@ -83,19 +85,22 @@ class Shelf:
         """Every book, in memory or on disk, that this engine can go on with, the latest used first; for any thread."""
         engine, rows = self.engine, self._rows
         states = {kept.id: kept for kept in (self.library.all() if self.library else ())}
-        books = [replace(row, kept=states.pop(row.kept.id, None) if row.kept else None) for row in rows]
+        books: list[BookRow] = []
+        for row in rows:
+            # Its file may have come or gone since.
+            known = [states.pop(name, None) for name in (row.saving_id, row.kept.id if row.kept else "")]
+            kept = known[0] or known[1]
+            if row.is_in_memory or row.saving_id or kept:
+                books.append(replace(row, kept=kept))
         ours = (engine.fingerprint, engine.pages.pool.storage, engine.epsilon) if states else ()
-        others = [
-            BookRow.of_state(kept)
-            for kept in states.values()
-            if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours
-        ]
-        found = [row for row in books if row.is_in_memory or row.is_saving or row.kept] + others
-        return sorted(found, key=lambda row: row.used_at, reverse=True)
+        for kept in states.values():
+            if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours:
+                books.append(BookRow.of_state(kept))
+        return sorted(books, key=lambda row: row.used_at, reverse=True)
 
     def note_read(self, text: Sequence, *, title: str = "") -> None:
         """A request's text has been read: if it was long, it is not to be lost."""
-        self._save_if(self._name(text, title), text, least_unsaved=self.least_tokens)
+        self._save_if(self._name(text, title), text)
 
     def add(self, text: Sequence, *, title: str = "", saves: bool = True) -> Book | None:
         """Take a text over from a request that has ended; None if nothing of it was read."""
@@ -105,12 +110,12 @@ class Shelf:
         book = self._name(text, title)
         self._put(book, text)
         if saves:
-            self._save_if(book, text, least_unsaved=self.least_tokens)
+            self._save_if(book, text)
         self._limit(book)
         return book
 
-    def adopt(self, found: Found) -> Book:
-        """Open a state, closing unused texts for as long as it does not fit.
+    def open(self, found: Found) -> Generator[None, None, Book]:
+        """Open a state, a little each step, closing unused texts for as long as it does not fit.
 
         Raises:
             StateError: it is of no use; its file has been removed.
@@ -118,7 +123,7 @@ class Shelf:
         """
         while True:
             try:
-                text = found.open(self.engine)
+                text = yield from found.open(self.engine)
                 break
             except CapacityError:
                 if not self.make_room():
@@ -179,7 +184,7 @@ class Shelf:
         while self._written:
             book, snapshot, saving = self._written.popleft()
             self.engine.close(snapshot)
-            book.saving = None
+            book.saving, book.saving_id = None, ""
             if (error := saving.exception()) is None:
                 book.kept = saving.result()
                 if self._books.get(book.id) is not book:  # removed meanwhile
@@ -194,7 +199,7 @@ class Shelf:
         """Write what has grown since it was last written, wait until that is done, and close everything."""
         for book in list(self._books.values()):
             if book.forms:
-                self._save_if(book, book.forms[-1], least_unsaved=PAGE_TOKENS)
+                self._save_if(book, book.forms[-1], is_last=True)
         self._writer.shutdown()
         self.settle()
         while self.make_room():
@@ -228,7 +233,7 @@ class Shelf:
         while len(books := list(dict.fromkeys(self._idle.values()))) > self.most_books:
             # There is memory enough: what has grown is written first.
             oldest = min(books, key=lambda book: book.used_at)
-            self._save_if(oldest, oldest.forms[-1], least_unsaved=PAGE_TOKENS)
+            self._save_if(oldest, oldest.forms[-1], is_last=True)
             for form in list(oldest.forms):
                 self._close(form)
         asleep = [book for book in self._books.values() if not (book.forms or book.saving)]
@@ -243,9 +248,12 @@ class Shelf:
         if not (book.forms or book.kept or book.saving):
             self._books.pop(book.id, None)
 
-    def _save_if(self, book: Book, text: Sequence, *, least_unsaved: int) -> None:
-        is_long = text.table.num_tokens >= self.least_tokens
-        if self.library and is_long and not book.saving and book.num_unsaved(text) >= least_unsaved:
+    def _save_if(self, book: Book, text: Sequence, *, is_last: bool = False) -> None:
+        """Write a form to disk if it is long and much of it is new."""
+        num_tokens, least = text.table.num_tokens, self.least_tokens
+        least_unsaved = least // 4 if is_last else max(least, num_tokens // _SHARE_OF_BOOK)
+        is_worth_it = num_tokens >= least and book.num_unsaved(text) >= max(1, least_unsaved)
+        if self.library is not None and book.saving is None and is_worth_it:
             self._save(self.library, book, text)
 
     def _save(self, library: Library, book: Book, text: Sequence) -> "Future[Kept]":
@@ -254,7 +262,7 @@ class Shelf:
         common = common_tokens(snapshot.ids, book.kept_ids)
         replaces = None if book.kept is None else Opened(snapshot, book.kept, common)
         title = book.title or (book.kept.header.title if book.kept and book.kept.header else "")
-        book.kept_ids = snapshot.ids
+        book.kept_ids, book.saving_id = snapshot.ids, id_of(self.engine, snapshot)
         saving = book.saving = self._writer.submit(
             library.keep, self.engine, snapshot, title=title, model=self.model_name, replaces=replaces
         )
@@ -278,7 +286,7 @@ class Shelf:
                 num_tokens=table.num_tokens if table else len(book.kept_ids),
                 num_bytes=num_bytes,
                 is_in_memory=table is not None,
-                is_saving=book.saving is not None,
+                saving_id=book.saving_id,
                 kept=book.kept,
                 used_at=book.used_at,
             )

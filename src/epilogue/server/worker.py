@@ -227,7 +227,7 @@ class Worker:
         self._write(chunk_s)
 
     def _run_errands(self) -> None:
-        while self._errands:
+        for _ in range(len(self._errands)):  # what these add is for the next round
             self._errands.popleft()()
 
     def _read(self, job: Job) -> None:
