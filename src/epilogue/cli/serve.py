@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def run_serve(options: ServeOptions) -> None:
         f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim", soft_wrap=True
     )
     config = uvicorn.Config(create_app(worker, settings), log_level="warning", timeout_graceful_shutdown=10)
-    uvicorn.Server(config).run(sockets=[door])
+    with suppress(KeyboardInterrupt):  # which is how a server is stopped: all has been seen to
+        uvicorn.Server(config).run(sockets=[door])
 
 
 def _open_door(host: str, port: int) -> socket.socket:

@@ -9,9 +9,10 @@ from epilogue.engine.sampling_params import SamplingParams
 from epilogue.engine.scoring import Scores
 from epilogue.engine.sequence import Sequence
 from epilogue.engine.stats import Stats
-from epilogue.kernels.paged_attention import Storage
+from epilogue.kernels.paged_attention import PAGE_TOKENS, Storage
 
 __all__ = [
+    "PAGE_TOKENS",
     "Engine",
     "Found",
     "Kept",

@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from epilogue.engine import Engine, Found, Library
+from epilogue.engine import PAGE_TOKENS, Engine, Found, Library
 from epilogue.errors import CapacityError, StateError
-from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.server.book import Book
 from epilogue.server.job import Job
 from epilogue.server.known_scores import KnownScores

@@ -5,9 +5,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from epilogue.engine import Kept, Sequence
+from epilogue.engine import PAGE_TOKENS, Kept, Sequence
 from epilogue.engine.prefixes import common_tokens
-from epilogue.kernels.paged_attention import PAGE_TOKENS
 
 
 @dataclass(frozen=True)

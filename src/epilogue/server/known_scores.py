@@ -8,9 +8,8 @@ from collections.abc import Sequence as Several
 
 import torch
 
-from epilogue.engine import Scores
+from epilogue.engine import PAGE_TOKENS, Scores
 from epilogue.engine.prefixes import common_tokens
-from epilogue.kernels.paged_attention import PAGE_TOKENS
 
 _MOST_BYTES = 2**26
 

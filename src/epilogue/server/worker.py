@@ -7,9 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
-from epilogue.engine import Engine, Library
+from epilogue.engine import PAGE_TOKENS, Engine, Library
 from epilogue.errors import EpilogueError
-from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.server.admission import Admission
 from epilogue.server.job import Job, Listener
 from epilogue.server.known_scores import KnownScores
