@@ -109,6 +109,9 @@ class Admission:
                 return library.find(self._engine, ids, least_tokens=least_tokens)
             except StateError as error:  # it is gone now
                 _log.warning("%s", error)
+            except OSError as error:
+                _log.warning("no book is looked for on disk: %s", error)
+                return None
 
     def _go_on_from(self, job: Job, found: Found | None) -> None:
         if found is not None:
