@@ -186,11 +186,19 @@ def test_a_forgotten_text_gives_its_pages_back(tiny_mpt: MakeMPT, book: list[int
     assert engine.pages.num_held == 0
 
 
-def test_tables_made_in_inference_mode_are_left_to_other_steps(tiny_mpt: MakeMPT, book: list[int]) -> None:
-    _, engine, captures = engines(tiny_mpt())
+@pytest.mark.parametrize("is_outside_later", [False, True])
+def test_whoever_calls_in_inference_mode_gets_captured_steps(
+    tiny_mpt: MakeMPT, book: list[int], is_outside_later: bool
+) -> None:
+    plain, engine, captures = engines(tiny_mpt())
+    text = plain.open_book(book)
+    wanted = write(plain, text, 140)
     with torch.inference_mode():
-        write(engine, engine.open_book(book), 5)
-    assert captures.num_replays == 0
+        text = engine.open_book(book)
+        first = write(engine, text, 70)
+    with torch.inference_mode(not is_outside_later):
+        assert first + write(engine, text, 70) == wanted
+    assert captures.num_replays > 100
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -108,7 +108,7 @@ def test_what_kobold_lite_asks_when_it_connects(client: TestClient) -> None:
     assert answers[0] == {"result": "epilogue/little"}
     assert answers[1] == {"result": "1.2.5"}
     assert answers[2] == answers[4]
-    assert answers[2]["value"] > 10_000
+    assert answers[2]["value"] == 4 * 64  # of the length the model was trained on
     assert answers[3]["result"] == "KoboldCpp"
     assert tuple(map(int, answers[3]["version"].split("."))) >= (1, 49)  # memory field
     assert answers[5] == {}

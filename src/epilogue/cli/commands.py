@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import epilogue
-from epilogue.cli import options
+from epilogue.cli import options, serve_options
 
 app = typer.Typer(
     name="epilogue",
@@ -329,31 +329,41 @@ def export(
 @app.command(short_help="Serve the Kobold and OpenAI APIs.")
 def serve(
     model: options.Model = None,
-    host: options.Host = "127.0.0.1",
-    port: options.Port = 5001,
-    api_key: options.ApiKey = None,
-    insecure: options.Insecure = False,
-    allow_origin: options.AllowOrigin = None,
+    host: serve_options.Host = "127.0.0.1",
+    port: serve_options.Port = 5001,
+    api_key: serve_options.ApiKey = None,
+    insecure: serve_options.Insecure = False,
+    allow_origin: serve_options.AllowOrigin = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_seq_len: options.MaxSeqLen = None,
     kv_storage: options.KvStorage = "auto",
     epsilon: options.Epsilon = 1e-6,
+    context: serve_options.ContextTokens = None,
+    saves: serve_options.Saves = None,
+    no_keep: serve_options.NoKeep = False,
+    states: options.States = None,
+    states_gib: options.StatesGib = None,
 ) -> None:
     """Serve a model to story-writing front ends, over the Kobold and OpenAI APIs.
 
-    A text that one request has read is not read again by the next. Ctrl-C stops.
+    A text that one request has read is not read again by the next, nor by one that comes after a restart: long ones
+    are kept on disk, with those of `epilogue read` and `epilogue write`. Ctrl-C stops.
 
-    Example:
+    Examples:
 
       epilogue serve --kv-storage int8
+
+      epilogue serve --saves ~/stories
     """
     from epilogue.cli.serve import ServeOptions, run_serve
+    from epilogue.cli.shelf import library_at
 
     run_serve(
         ServeOptions(
             model=model, host=host, port=port, api_key=api_key, is_insecure=insecure,
             allowed_origins=tuple(allow_origin or ("*",)), device=device, dtype=dtype, max_seq_len=max_seq_len,
-            kv_storage=kv_storage, epsilon=epsilon,
+            kv_storage=kv_storage, epsilon=epsilon, context_tokens=context, saves=saves,
+            library=None if no_keep else library_at(states, states_gib),
         )
     )  # fmt: skip

@@ -1,4 +1,7 @@
-"""The options of the verbs, with their help. Defaults stand in commands.py, where each verb takes what it needs."""
+"""The options of the verbs, with their help. Defaults stand in commands.py, where each verb takes what it needs.
+
+Those of `serve` alone are in serve_options.py.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -256,25 +259,6 @@ ExportFormat = Annotated[
 ExportType = Annotated[
     str | None,
     typer.Option("--type", metavar="NAME", help="Weights as f32, f16 or bf16 (gguf, hf), q8_0 or q4_0 (gguf)."),
-]
-
-# Of `serve`.
-Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Listen here.")]
-Port = Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen on this port.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key", metavar="KEY", envvar="EPILOGUE_API_KEY", help="Let in only who sends it as a bearer token."
-    ),
-]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Listen to other machines without a key.")]
-AllowOrigin = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-origin",
-        metavar="ORIGIN",
-        help="Let pages of this origin call; any may, if left out. Several times for several.",
-    ),
 ]
 PushTo = Annotated[
     str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Upload to the hub afterwards; of hf alone.")

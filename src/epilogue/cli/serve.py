@@ -2,13 +2,15 @@
 
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
 from epilogue.checkpoint import load_tokenizer
-from epilogue.cli.settings import check_epsilon, choose_storage, name_of, open_model
-from epilogue.engine import Engine
+from epilogue.cli.settings import name_of, open_engine, open_model
+from epilogue.engine import Library
 from epilogue.errors import RequestError
 
 
@@ -27,6 +29,10 @@ class ServeOptions:
     max_seq_len: int | None
     kv_storage: str
     epsilon: float
+    context_tokens: int | None
+    saves: Path | None
+    library: Library | None
+    """Where books are kept on disk; None keeps none."""
 
 
 def run_serve(options: ServeOptions) -> None:
@@ -49,20 +55,28 @@ def run_serve(options: ServeOptions) -> None:
             options.model, device=options.device, dtype=options.dtype, max_seq_len=options.max_seq_len
         )
         tokenizer = load_tokenizer(checkpoint.directory, checkpoint.config)
-        storage, epsilon = choose_storage(options.kv_storage, checkpoint.dtype), check_epsilon(options.epsilon)
-        worker = Worker(Engine(checkpoint.model, storage=storage, epsilon=epsilon), tokenizer)
+        engine = open_engine(checkpoint, storage=options.kv_storage, epsilon=options.epsilon)
+        worker = Worker(engine, tokenizer, library=options.library, model_name=checkpoint.directory.name)
     settings = Settings(
-        model_name=checkpoint.directory.name, api_key=options.api_key, allowed_origins=options.allowed_origins
+        model_name=checkpoint.directory.name,
+        api_key=options.api_key,
+        allowed_origins=options.allowed_origins,
+        context_tokens=options.context_tokens,
+        saves=options.saves,
     )
     # Before anything is said: who reads the lines may connect at once, and waits until the server takes it up.
     door = _open_door(options.host, options.port)
     place = f"http://{options.host}:{door.getsockname()[1]}"
-    console.print(f"{name_of(options.model)}: room for {worker.most_tokens:,} tokens", style="dim", soft_wrap=True)
+    where = f"; books are kept in {options.library.folder}" if options.library else ""
+    console.print(
+        f"{name_of(options.model)}: room for {worker.most_tokens:,} tokens{where}", style="dim", soft_wrap=True
+    )
     console.print(
         f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim", soft_wrap=True
     )
     config = uvicorn.Config(create_app(worker, settings), log_level="warning", timeout_graceful_shutdown=10)
-    uvicorn.Server(config).run(sockets=[door])
+    with suppress(KeyboardInterrupt):  # which is how a server is stopped: all has been seen to
+        uvicorn.Server(config).run(sockets=[door])
 
 
 def _open_door(host: str, port: int) -> socket.socket:

@@ -8,10 +8,10 @@ anything of it is used. Nothing in it is a path, and nothing is executed.
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 import xxhash
@@ -138,11 +138,34 @@ def read_outline(path: Path) -> tuple[list[int], PageTable]:
         raise _damaged(path, "its tensors do not fit together") from error
 
 
-def open_state(path: Path, engine: Engine) -> Sequence:
+@dataclass(frozen=True)
+class CheckedState:
+    """A state that is whole and belongs to an engine, not put into its pages yet."""
+
+    path: Path
+    header: StateHeader
+    tensors: Mapping[str, Tensor]
+    """Views of the mapped file."""
+
+
+def check_state(path: Path, engine: Engine) -> CheckedState:
+    """Read a state through, and find that it is whole and this engine's. For any thread: the engine is not touched.
+
+    Raises:
+        StateError: it is of another version, model, storage or epsilon, or damaged.
+    """
+    header = read_header(path)
+    _check_belongs(path, header, engine)
+    tensors = _mapped(path)
+    _verify(path, tensors)
+    return CheckedState(path, header, tensors)
+
+
+def open_state(state: Path | CheckedState, engine: Engine) -> Sequence:
     """The text of a state, as if the engine had just read it: the same bits in its pages, and the same logits.
 
     Args:
-        path: of the file.
+        state: its file, or what ``check_state`` found there.
         engine: of the same model, storage and epsilon.
 
     Raises:
@@ -151,33 +174,44 @@ def open_state(path: Path, engine: Engine) -> Sequence:
 
     Memory: the pages. The file is mapped, not read into memory first.
     """
-    header = read_header(path)
-    _check_belongs(path, header, engine)
-    tensors = _mapped(path)
-    _verify(path, tensors)
-    return _fill(path, header, tensors, engine)
+    opening = open_in_slices(check_state(state, engine) if isinstance(state, Path) else state, engine)
+    while True:
+        try:
+            next(opening)
+        except StopIteration as done:
+            return cast(Sequence, done.value)
 
 
-def _fill(path: Path, header: StateHeader, tensors: Mapping[str, Tensor], engine: Engine) -> Sequence:
+def open_in_slices(state: CheckedState, engine: Engine) -> Generator[None, None, Sequence]:
+    """What ``open_state`` does, some megabytes a step: the engine may move other texts in between.
+
+    Raises:
+        StateError: its tensors are not those of this engine.
+        CapacityError: there are not enough free pages; in the first step.
+    """
     try:
-        ids, is_live_LKP = tensors["ids"].tolist(), tensors["is_live"].bool()
-        table = engine.pages.adopt(is_live_LKP, tensors["norms"], tensors["scores"], header.num_tokens)
-        live = table.ids_LKP[table.ids_LKP >= 0]
-        for pages, name in _both(engine):
-            for part in _PARTS:
-                pool: Tensor | None = getattr(pages, part)
-                if pool is not None:
-                    for some, new in zip(
-                        live.split(_PAGES_AT_ONCE), tensors[f"{name}.{part}"].split(_PAGES_AT_ONCE), strict=True
-                    ):
-                        pool[some.to(pool.device)] = new.to(pool.device)
-        logits_V = tensors.get("logits")
-        sequence = engine.adopt(ids, table, None if logits_V is None else logits_V.clone().to(engine.model.device))
-        visited_H, dense_H = tensors["visited"].clone(), tensors["dense"].clone()
-        sequence.reads = Reads(visited_H, dense_H, float(tensors["omitted"][0]))
-        return sequence
+        return (yield from _fill(state.header, state.tensors, engine))
     except (KeyError, ValueError, IndexError, RuntimeError) as error:  # whole, and made by another program
-        raise _damaged(path, "its tensors do not fit together") from error
+        raise _damaged(state.path, "its tensors do not fit together") from error
+
+
+def _fill(header: StateHeader, tensors: Mapping[str, Tensor], engine: Engine) -> Generator[None, None, Sequence]:
+    ids, is_live_LKP = tensors["ids"].tolist(), tensors["is_live"].bool()
+    table = engine.pages.adopt(is_live_LKP, tensors["norms"], tensors["scores"], header.num_tokens)
+    live = table.ids_LKP[table.ids_LKP >= 0]
+    for pages, name in _both(engine):
+        for part in _PARTS:
+            pool: Tensor | None = getattr(pages, part)
+            if pool is not None:
+                stored = tensors[f"{name}.{part}"]
+                for some, new in zip(live.split(_PAGES_AT_ONCE), stored.split(_PAGES_AT_ONCE), strict=True):
+                    pool[some.to(pool.device)] = new.to(pool.device)
+                    yield
+    logits_V = tensors.get("logits")
+    sequence = engine.adopt(ids, table, None if logits_V is None else logits_V.clone().to(engine.model.device))
+    visited_H, dense_H = tensors["visited"].clone(), tensors["dense"].clone()
+    sequence.reads = Reads(visited_H, dense_H, float(tensors["omitted"][0]))
+    return sequence
 
 
 def _check_belongs(path: Path, header: StateHeader, engine: Engine) -> None:

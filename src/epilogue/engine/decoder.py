@@ -49,7 +49,8 @@ def capture_graph(step: Step) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Others may use the device meanwhile: a server copies what was read of a book in another thread.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         results = step()
 
     def replay() -> TokenResults:
@@ -144,14 +145,11 @@ class Decoder:
         self._slots: OrderedDict[tuple[int, int], _Slots] = OrderedDict()
 
     def can_take(self, segments: Sequence[Segment]) -> bool:
-        """Whether these steps are of one token each, on tables that can be watched, within learned positions."""
+        """Whether these steps are of one token each, within learned positions."""
         config = self.model.config
         most_tokens = config.max_seq_len if config.has_position_embedding else None
         return all(
-            segment.num_tokens == 1
-            and not segment.table.ids_LKP.is_inference()  # such a tensor does not tell when it is changed
-            and (most_tokens is None or segment.stop <= most_tokens)
-            for segment in segments
+            segment.num_tokens == 1 and (most_tokens is None or segment.stop <= most_tokens) for segment in segments
         )
 
     def step(self, segments: Sequence[Segment], ids: list[int]) -> tuple[Tensor, Tensor]:

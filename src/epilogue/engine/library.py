@@ -9,6 +9,7 @@ and whoever has one open keeps it when another removes it.
 import os
 import shutil
 import time
+from collections.abc import Generator
 from collections.abc import Sequence as Several
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ import platformdirs
 import xxhash
 
 from epilogue.checkpoint import clear_leftovers
-from epilogue.engine.book_state import StateHeader, open_state, read_header, read_outline, save_state, state_bytes
+from epilogue.engine.book_state import (
+    CheckedState,
+    StateHeader,
+    check_state,
+    open_in_slices,
+    open_state,
+    read_header,
+    read_outline,
+    save_state,
+    state_bytes,
+)
 from epilogue.engine.engine import Engine
 from epilogue.engine.prefixes import common_tokens
 from epilogue.engine.sequence import Sequence
@@ -46,6 +57,27 @@ class Kept:
     def id(self) -> str:
         """Its name in lists, sixteen hexadecimal digits."""
         return self.path.name.removesuffix(_SUFFIX)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A state that a text can go on from; whole, and not put into an engine's pages yet."""
+
+    kept: Kept
+    state: CheckedState
+
+    def open(self, engine: Engine) -> Generator[None, None, Sequence]:
+        """Put what was read into the engine's pages, some megabytes a step; the engine may move other texts in between.
+
+        Raises:
+            StateError: its tensors are not those of this engine; the file has been removed.
+            CapacityError: there are not enough free pages; in the first step.
+        """
+        try:
+            return (yield from open_in_slices(self.state, engine))
+        except StateError:
+            self.kept.path.unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)
@@ -94,18 +126,47 @@ class Library:
             StateError: it is damaged; the file has been removed, and asking again finds the next best.
             CapacityError: there are not enough free pages.
         """
-        best = self._best(engine, ids)
-        if best is None:
+        found = self.find(engine, ids)
+        if found is None:
             return None
         try:
-            sequence = open_state(best.path, engine)
+            sequence = open_state(found.state, engine)
+        except StateError:
+            found.kept.path.unlink(missing_ok=True)
+            raise
+        return Opened(sequence, found.kept, common_tokens(ids, sequence.ids))
+
+    def find(self, engine: Engine, ids: Several[int], *, least_tokens: int = 1) -> Found | None:
+        """The state that ``open`` would open. For any thread: the engine is not touched.
+
+        Args:
+            engine: whose model, storage and epsilon it must have.
+            ids: the text.
+            least_tokens: a state that spares fewer is none.
+
+        Raises:
+            StateError: as ``open``.
+        """
+        usable_tokens, best = self._best(engine, ids)
+        if best is None or usable_tokens < least_tokens:
+            return None
+        try:
+            return self.take(engine, best)
         except StateError:
             best.path.unlink(missing_ok=True)
             raise
+
+    def take(self, engine: Engine, kept: Kept) -> Found:
+        """One state of those that ``all`` lists. For any thread: the engine is not touched.
+
+        Raises:
+            StateError: it is damaged, or not this engine's.
+        """
+        state = check_state(kept.path, engine)
         with suppress(OSError):  # a folder that may only be read serves as well
             now_ns = time.time_ns()  # by itself the system would take its last tick, which may be that of another file
-            os.utime(best.path, ns=(now_ns, now_ns))
-        return Opened(sequence, best, common_tokens(ids, sequence.ids))
+            os.utime(kept.path, ns=(now_ns, now_ns))
+        return Found(kept, state)
 
     def keep(
         self, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", replaces: Opened | None = None
@@ -123,8 +184,7 @@ class Library:
         Raises:
             StateError: it is larger than the limit, or cannot be written.
         """
-        size, name = state_bytes(engine, sequence), _name(engine, sequence)
-        path = self.folder / name
+        size, path = state_bytes(engine, sequence), self.folder / f"{id_of(engine, sequence)}{_SUFFIX}"
         is_later = (
             replaces is not None
             and replaces.is_mostly_common
@@ -179,16 +239,15 @@ class Library:
             kept.path.unlink(missing_ok=True)
         return useless
 
-    def _best(self, engine: Engine, ids: Several[int]) -> Kept | None:
-        """Of which most is left to go on from; of equals the one used last."""
+    def _best(self, engine: Engine, ids: Several[int]) -> tuple[int, Kept | None]:
+        """Of which most is left to go on from, and how much; of equals the one used last."""
         ours = (engine.fingerprint, engine.pages.pool.storage, engine.epsilon)
         fitting = [
             (_usable_tokens(kept.path, engine, ids), kept)
             for kept in self.all()
             if kept.header and (kept.header.fingerprint, kept.header.storage, kept.header.epsilon) == ours
         ]
-        usable, best = max(fitting, key=lambda found: found[0], default=(0, None))
-        return best if usable else None
+        return max(fitting, key=lambda found: found[0], default=(0, None))
 
     def _make_room(self, num_bytes: int, *, spare: set[Path]) -> None:
         """Remove what was not used for longest, until a new state keeps the limit."""
@@ -206,11 +265,11 @@ class Library:
             total -= oldest.num_bytes
 
 
-def _name(engine: Engine, sequence: Sequence) -> str:
-    """Of its own for every text, model, storage and epsilon."""
+def id_of(engine: Engine, sequence: Sequence) -> str:
+    """What a state of what was read of a text is called; of its own for every text, model, storage and epsilon."""
     digest = xxhash.xxh3_64(f"{engine.fingerprint} {engine.pages.pool.storage} {engine.epsilon!r} ".encode())
     digest.update(",".join(map(str, sequence.ids[: sequence.table.num_tokens])).encode())
-    return digest.hexdigest() + _SUFFIX
+    return digest.hexdigest()
 
 
 def _kept(path: Path) -> Kept | None:

@@ -1,6 +1,9 @@
 """Pages of keys and values: the pool that all sequences share, and one sequence's table into it.
 
 Tensors only. Which page is free, shared or given back is the engine's bookkeeping (``engine.pages``).
+
+A table's tensors are ordinary ones whoever makes it: one that is made under ``torch.inference_mode`` could not be
+changed outside of it, and would not tell when it is changed, which the copies in captured steps rely on.
 """
 
 from dataclasses import dataclass
@@ -65,6 +68,7 @@ class PageTable:
     """Tokens that all layers hold or have evicted."""
 
     @classmethod
+    @torch.inference_mode(False)
     def empty(cls, config: MPTConfig, *, capacity_tokens: int, device: torch.device | str = "cpu") -> "PageTable":
         """A table with room for so many tokens and no pages yet."""
         pages = -(-capacity_tokens // PAGE_TOKENS)
@@ -94,6 +98,7 @@ class PageTable:
         """The same of one layer."""
         return _behind_last_hole(self.ids_LKP[layer, :, : self.num_pages])
 
+    @torch.inference_mode(False)
     def reserve(self, num_tokens: int) -> None:
         """Make room for so many tokens; half as much again, so that a story grows in few steps."""
         width = self.ids_LKP.shape[2]
@@ -105,6 +110,7 @@ class PageTable:
         self.scores_LHP = F.pad(self.scores_LHP, (0, width - self.scores_LHP.shape[2]))
         self.ids_LKP = F.pad(self.ids_LKP, (0, width - self.ids_LKP.shape[2]), value=-1)
 
+    @torch.inference_mode(False)
     def copy(self) -> "PageTable":
         """The same pages, in a table of its own."""
         return PageTable(self.ids_LKP.clone(), self.norms_LKP.clone(), self.scores_LHP.clone(), self.num_tokens)

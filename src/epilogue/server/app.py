@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,8 +15,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from epilogue.errors import CapacityError, EpilogueError, RequestError
-from epilogue.server import openai, routes_kobold, routes_openai
+from epilogue.errors import CapacityError, EpilogueError, RequestError, StateError
+from epilogue.server import openai, routes_books, routes_kobold, routes_openai, routes_saves
 from epilogue.server.grammars import Grammars
 from epilogue.server.metrics import Metrics
 from epilogue.server.worker import QueueFullError, Worker
@@ -31,6 +32,8 @@ _REFUSALS: tuple[tuple[int | str, str], ...] = (
     (507, "the text does not fit into memory"),
 )
 _OPEN_PATHS = ("/healthz",)
+# How many times the length that a model was trained on ALiBi is relied on for (docs/log.md, "Past the trained length").
+_EXTRAPOLATION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class Settings:
     allowed_origins: Sequence[str] = field(default_factory=lambda: ["*"])
     """Pages in browsers that may call; Kobold Lite needs its own, or any."""
     most_body_bytes: int = 64 * 2**20
+    context_tokens: int | None = None
+    """What clients are told that there is room for; None for what the model can be expected to read well."""
+    saves: Path | None = None
+    """A folder for what front ends save; None takes nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,13 @@ class Desk:
     worker: Worker
     settings: Settings
     grammars: Grammars = field(default_factory=Grammars)
+
+    @property
+    def context_tokens(self) -> int:
+        """How long a prompt clients should send: they cut the beginning off what is longer. Nothing is cut here."""
+        config = self.worker.engine.model.config
+        usual = config.max_seq_len if config.has_position_embedding else _EXTRAPOLATION * config.max_seq_len
+        return min(self.worker.most_tokens, self.settings.context_tokens or usual)
 
 
 def create_app(worker: Worker, settings: Settings) -> FastAPI:
@@ -69,6 +83,8 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
     app.state.desk = Desk(worker, settings)
     app.include_router(routes_kobold.router)
     app.include_router(routes_openai.router)
+    app.include_router(routes_books.router)
+    app.include_router(routes_saves.router)
     app.add_middleware(_AnyContentType)
     app.add_middleware(_BodyLimit, most_bytes=settings.most_body_bytes)
     if settings.api_key:
@@ -103,7 +119,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else {}
     if isinstance(error, HTTPException):
         headers |= dict(error.headers or {})
-    if request.url.path.startswith("/v1"):
+    if request.url.path.startswith(("/v1", "/epilogue")):
         return JSONResponse(openai.error_body(message, kind), status, headers=headers)
     return JSONResponse({"detail": {"msg": message, "error": message, "type": kind}}, status, headers=headers)
 
@@ -125,6 +141,8 @@ def describe(error: Exception) -> tuple[int, str, str]:
         return 503, str(error), "service_unavailable"
     if isinstance(error, CapacityError):
         return 507, str(error), "out_of_memory"
+    if isinstance(error, StateError):
+        return 507, str(error), "not_kept"
     return 500, "the server failed; its log says why", "server_error"
 
 

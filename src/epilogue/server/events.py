@@ -1,12 +1,13 @@
 """From the engine's thread to the event loop: what happens to a request, as it happens."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from starlette.requests import Request
 
 from epilogue.server.job import Job
-from epilogue.server.protocol import Done, Event, Failed, Generation
+from epilogue.server.protocol import Done, Event, Failed, Generation, Reading
 from epilogue.server.worker import Worker
 
 
@@ -79,6 +80,25 @@ class Ticket:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
         except RuntimeError:  # the loop has ended, and with it whoever listened
             self.cancel()
+
+
+class SignsOfLife:
+    """Lines for a stream of events that has nothing to say for long: clients give up on a silent one after minutes.
+
+    They are comments, which the readers of Kobold Lite, SillyTavern and OpenAI's clients skip between events.
+    """
+
+    every_s = 5.0
+
+    def __init__(self) -> None:
+        self._told_s = time.monotonic()
+
+    def line(self, event: Event) -> str | None:
+        """What to send now, if anything."""
+        if not isinstance(event, Reading) or time.monotonic() - self._told_s < self.every_s:
+            return None
+        self._told_s = time.monotonic()
+        return f": read {event.num_read} of {event.num_total} tokens\n\n"
 
 
 async def _disconnected(request: Request) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from epilogue.engine import Engine, Scores, Sequence
 from epilogue.engine.sampling_params import NUM_SEEDS
 from epilogue.errors import RequestError
+from epilogue.server.known_scores import KnownScores, joined
 from epilogue.server.protocol import Begun, Done, Event, Failed, Generation, Reading, Scored, TokenLogprobs
 from epilogue.server.writing import Writing
 from epilogue.text import Tokenizer
@@ -25,8 +26,15 @@ class Job:
         self.is_cancelled = False
         self.sequence: Sequence | None = None
         self.writings: list[Writing] = []
+        self.ids: list[int] = []
+        """Of the prompt, once they are known."""
+        self.is_begun = False
+        """Whether it takes part in rounds."""
+        self.book_id: str | None = None
+        """What its text is called when it is done."""
         self._to_score: list[int] = []
         self._scores: Iterator[Scores] | None = None
+        self._scored: list[Scores] = []
         self._num_scored = 0
         self.created_s = time.monotonic()
         self.begun_s = self.read_s = self.first_token_s = 0.0
@@ -46,6 +54,12 @@ class Job:
         return total if self.is_read else max(0, total - num_unread)
 
     @property
+    def seconds_left(self) -> float | None:
+        """How long reading will go on, at the pace so far; None before that is known."""
+        num_read, num_total = self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens
+        return (time.monotonic() - self.begun_s) * (num_total - num_read) / num_read if num_read else None
+
+    @property
     def is_read(self) -> bool:
         """Whether it is known what comes after the prompt."""
         return bool(self.writings)
@@ -55,28 +69,41 @@ class Job:
         """Whether all continuations are complete."""
         return self.is_read and all(writing.reason for writing in self.writings)
 
-    def begin(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Take the request up: nothing is read yet.
+    def prepare(self, tokenizer: Tokenizer, *, vocab_size: int) -> None:
+        """Turn the prompt into ids; for any thread.
 
         Raises:
-            RequestError: an id is outside the vocabulary, or there is no text.
+            RequestError: an id is outside the vocabulary.
+        """
+        self.ids = prompt_ids(self.generation, tokenizer, vocab_size=vocab_size)
+
+    def enter(self, engine: Engine, known: KnownScores) -> None:
+        """Take the prompt up: nothing is read yet. May be done again, with other texts open.
+
+        Raises:
             CapacityError: it does not fit.
         """
-        ids = prompt_ids(self.generation, tokenizer, vocab_size=engine.model.config.vocab_size)
-        room_tokens = self.generation.params.max_new_tokens
+        if self.sequence is not None:
+            engine.close(self.sequence)
+            self.sequence = None
+        start, room_tokens = len(self.ids), self.generation.params.max_new_tokens
         if self.generation.scores_prompt:
-            # Behind its first token, which nothing is known of.
-            self.sequence = engine.enter(ids[:1], room_tokens=len(ids) - 1 + room_tokens)
-            self._to_score = ids[1:]
-        else:
-            self.sequence = engine.enter(ids, room_tokens=room_tokens)
-        self.begun_s = time.monotonic()
-        self.num_prompt_tokens, self.num_cached_tokens = len(ids), self.sequence.table.num_tokens
+            # Behind its first token, which nothing is known of, and those that were scored before.
+            scores = known.beginning(self.ids, top=self.generation.num_logprobs or 0)
+            self._scored, start = [scores], 1 + len(scores.logprobs_T)
+        self.sequence = engine.enter(self.ids[:start], room_tokens=len(self.ids) - start + room_tokens)
+        self._to_score = self.ids[start:]
+
+    def begin(self) -> None:
+        """Take part in rounds from now on."""
+        assert self.sequence is not None
+        self.is_begun, self.begun_s = True, time.monotonic()
+        self.num_prompt_tokens, self.num_cached_tokens = len(self.ids), self.sequence.table.num_tokens
         self.tell(Begun(self.num_prompt_tokens, self.num_cached_tokens))
         if self.generation.scores_prompt:
-            self.tell(Scored((TokenLogprobs(ids[0], -math.inf, ()),)))
+            self.tell(Scored((TokenLogprobs(self.ids[0], -math.inf, ()), *_told(self._scored[0], self.ids[1:]))))
 
-    def read(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    def read(self, engine: Engine, tokenizer: Tokenizer, known: KnownScores) -> None:
         """Read a chunk; after the last one writing begins.
 
         Raises:
@@ -86,12 +113,15 @@ class Job:
         if self._scores is not None and (scores := next(self._scores, None)) is not None:
             self.tell(Scored(_told(scores, self._to_score[self._num_scored :])))
             self._num_scored += len(scores.logprobs_T)
+            self._scored.append(scores)
         is_read = engine.advance(self.sequence)
-        self.tell(Reading(self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens))
+        self.tell(Reading(self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens, self.seconds_left))
         if is_read and self._num_scored < len(self._to_score):
             top = self.generation.num_logprobs or 0
             self._scores = self._scores or engine.score_chunks(self.sequence, self._to_score, top=top)
         elif is_read:
+            if self._num_scored:
+                known.add(self.ids, joined(self._scored))
             self.read_s = time.monotonic() - self.begun_s
             self._begin_writing(engine, tokenizer)
 
@@ -113,7 +143,8 @@ class Job:
         for writing in self.writings:
             for event in [] if writing.reason else writing.end("cancelled"):
                 self.tell(event)
-        self.tell(Done(self.read_s, time.monotonic() - self.begun_s - self.read_s))
+        since_s = time.monotonic() - self.begun_s if self.is_begun else 0.0
+        self.tell(Done(self.read_s, since_s - self.read_s))
 
     def fail(self, error: Exception) -> None:
         """Say that it cannot go on."""

@@ -36,6 +36,8 @@ class Generation:
     """Whether to tell, with as many of the likeliest tokens, how likely the prompt's own tokens were."""
     max_context_tokens: int | None = None
     """The oldest of the prompt is left out beyond this, room for what is written included; None leaves out nothing."""
+    title: str = ""
+    """Of the book, for people."""
     key: str | None = None
     """By which other requests ask for its text so far, or end it."""
 
@@ -63,6 +65,8 @@ class Reading:
 
     num_read: int
     num_total: int
+    seconds_left: float | None = None
+    """At the pace so far."""
 
 
 @dataclass(frozen=True)

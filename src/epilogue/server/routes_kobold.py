@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import epilogue
 from epilogue.server import kobold, openai
-from epilogue.server.events import Ticket
+from epilogue.server.events import SignsOfLife, Ticket
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.openai import Choice, Usage
 from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
@@ -21,7 +21,7 @@ from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
 router = APIRouter()
 _MOST_KEYS = 256
 _ABSENT = (
-    "txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "embeddings", "savedata", "admin",
+    "txt2img", "vision", "audio", "transcribe", "multiplayer", "websearch", "tts", "embeddings", "admin",
     "guidance", "jinja", "mcp", "music", "router",
 )  # fmt: skip
 _NO_FIGURES = {
@@ -102,8 +102,8 @@ async def version() -> dict[str, str]:
 @router.get("/api/v1/config/max_context_length")
 @router.get("/api/latest/config/max_context_length")
 async def max_context_length(request: Request) -> dict[str, int]:
-    """As many tokens as memory has room for: ALiBi has no other limit."""
-    return {"value": request.app.state.desk.worker.most_tokens}
+    """How long prompt and answer should be together: clients leave out the beginning of what is longer."""
+    return {"value": request.app.state.desk.context_tokens}
 
 
 @router.get("/api/v1/config/max_length")
@@ -130,15 +130,15 @@ async def soft_prompts_list() -> dict[str, list[str]]:
 @router.get("/api/extra/version")
 async def extra_version(request: Request) -> dict[str, Any]:
     """Which of KoboldCpp's features there are."""
-    protected = bool(request.app.state.desk.settings.api_key)
-    spoken = {"result": "KoboldCpp", "version": kobold.KOBOLDCPP_VERSION, "protected": protected}
-    return spoken | dict.fromkeys(_ABSENT, False) | {"epilogue": epilogue.__version__}
+    settings = request.app.state.desk.settings
+    spoken = {"result": "KoboldCpp", "version": kobold.KOBOLDCPP_VERSION, "protected": bool(settings.api_key)}
+    return spoken | dict.fromkeys(_ABSENT, False) | {"savedata": bool(settings.saves), "epilogue": epilogue.__version__}
 
 
 @router.get("/api/extra/true_max_context_length")
 async def true_max_context_length(request: Request) -> dict[str, int]:
     """The same as max_context_length."""
-    return {"value": request.app.state.desk.worker.most_tokens}
+    return {"value": request.app.state.desk.context_tokens}
 
 
 @router.get("/api/extra/preloadstory")
@@ -243,9 +243,10 @@ async def generate_stream(request: Request, body: KoboldRequest) -> Response:
         raise
 
     async def lines() -> AsyncIterator[str]:
+        signs = SignsOfLife()
         async for event in events:
             _note(request, running, event)
-            if text := kobold.stream_event(event):
+            if text := kobold.stream_event(event) or signs.line(event):
                 yield text
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

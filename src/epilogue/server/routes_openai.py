@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from epilogue.server import openai
-from epilogue.server.events import Ticket
+from epilogue.server.events import SignsOfLife, Ticket
 from epilogue.server.grammars import Grammars
 from epilogue.server.openai import ChatRequest, Choice, CompletionRequest, Usage
 from epilogue.server.protocol import Ended, Event, Generation, Piece, Scored, TokenLogprobs
@@ -22,8 +22,7 @@ router = APIRouter()
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The one model that is served."""
-    name = request.app.state.desk.settings.model_name
-    return {"object": "list", "data": [_model(name)]}
+    return {"object": "list", "data": [_model(request)]}
 
 
 @router.get("/v1/models/{model:path}")
@@ -32,11 +31,14 @@ async def model(request: Request, model: str) -> Response:
     name = request.app.state.desk.settings.model_name
     if model != name:
         return JSONResponse(openai.error_body(f"there is no model {model!r} here, only {name!r}", "not_found"), 404)
-    return JSONResponse(_model(name))
+    return JSONResponse(_model(request))
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": int(time.time()), "owned_by": "epilogue"}
+def _model(request: Request) -> dict[str, Any]:
+    desk = request.app.state.desk
+    # The last is vLLM's name for it.
+    known = {"id": desk.settings.model_name, "object": "model", "created": int(time.time()), "owned_by": "epilogue"}
+    return known | {"max_model_len": desk.context_tokens}
 
 
 @router.post("/v1/completions")
@@ -190,7 +192,7 @@ async def _collected(
 async def _lines(
     num_texts: int, streams: list[AsyncIterator[Event]], first: Event, shape: _Shape, *, with_usage: bool
 ) -> AsyncIterator[str]:
-    usage = Usage()
+    usage, signs = Usage(), SignsOfLife()
     usage.count(first)
     kind = shape.kind + ("" if shape.kind == "text_completion" else ".chunk")
 
@@ -205,6 +207,8 @@ async def _lines(
                     yield line([opening])
             async for event in stream:
                 usage.count(event)
+                if comment := signs.line(event):
+                    yield comment
                 if isinstance(event, Piece):
                     yield line([shape.delta(start + event.index, event)])
                 elif isinstance(event, Ended):

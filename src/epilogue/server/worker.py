@@ -1,16 +1,22 @@
-"""The one thread that moves the engine: takes requests up, keeps them all going, and keeps books open between them."""
+"""The one thread that moves the engine: takes requests up, and keeps them all going."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
 
-from epilogue.engine import Engine, Sequence
-from epilogue.errors import CapacityError, EpilogueError
+from epilogue.engine import PAGE_TOKENS, Engine, Library
+from epilogue.errors import EpilogueError
+from epilogue.server.admission import Admission
 from epilogue.server.job import Job, Listener
+from epilogue.server.known_scores import KnownScores
 from epilogue.server.protocol import Generation
+from epilogue.server.shelf import Shelf
 from epilogue.text import Tokenizer
+
+T = TypeVar("T")
 
 
 class OnEnd(Protocol):
@@ -28,15 +34,19 @@ class Worker:
     """Runs requests side by side on one engine.
 
     In a round every text that is being written grows by a token, and one that is being read by a chunk; the others
-    write on for as long as the chunk took, so a long book halves their speed and no more. Texts stay open when their
-    request is done, so that the next one reads only what is new; the longest unused are closed when pages run short.
+    write on for as long as the chunk took, so a long book halves their speed and no more. What needs no engine, turning
+    text into tokens and looking for a book on disk, is done in threads beside. Texts stay open when their request is
+    done (``Shelf``), so that the next one reads only what is new.
 
     Args:
         engine: belongs to this thread from ``start`` on.
         tokenizer: the model's.
+        library: where books are kept on disk; None keeps them in memory alone.
+        model_name: for people who look at what is kept.
         most_waiting: requests that may wait to be taken up.
         most_active: requests that are worked on at once.
-        most_books: texts that stay open without a request.
+        most_books: books that stay open without a request.
+        least_tokens: fewer are read rather than looked for on disk, and not written to it.
     """
 
     def __init__(
@@ -44,29 +54,42 @@ class Worker:
         engine: Engine,
         tokenizer: Tokenizer,
         *,
+        library: Library | None = None,
+        model_name: str = "",
         most_waiting: int = 64,
         most_active: int = 8,
         most_books: int = 16,
+        least_tokens: int = 2048,
     ) -> None:
         self.engine, self.tokenizer = engine, tokenizer
-        self.most_waiting, self.most_active, self.most_books = most_waiting, most_active, most_books
+        self.most_waiting, self.most_active = most_waiting, most_active
         self.on_end: OnEnd | None = None
+        self.shelf = Shelf(
+            engine,
+            library,
+            on_news=self._wake,
+            model_name=model_name,
+            least_tokens=least_tokens,
+            most_books=most_books,
+        )
+        self._known_scores = KnownScores()
         self._num_held_pages = 0
         self._most_tokens = engine.most_tokens()
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
-        self._books: list[Sequence] = []
-        """The longest unused first."""
+        self._errands: deque[Callable[[], None]] = deque()
+        """What other threads want done in this one."""
         self._changed = threading.Condition()
         self._is_stopping = False
+        self._admission = Admission(engine, tokenizer, self.shelf, self._known_scores, post=self._post)
         self._thread = threading.Thread(target=self._run, name="epilogue engine", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
 
-    def stop(self, *, timeout_s: float = 30.0) -> None:
-        """Cancel everything and wait until the thread has ended."""
+    def stop(self, *, timeout_s: float = 600.0) -> None:
+        """Cancel everything, write to disk what has grown, and wait until the thread has ended."""
         with self._changed:
             self._is_stopping = True
             for job in [*self._waiting, *self._active]:
@@ -88,6 +111,27 @@ class Worker:
             self._changed.notify()
         return job
 
+    def ask(self, work: Callable[[], T]) -> "Future[T]":
+        """Have something done in the engine's thread between two rounds; from any other.
+
+        Raises:
+            QueueFullError: the server is stopping.
+        """
+        answer: Future[T] = Future()
+
+        def errand() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        with self._changed:
+            if self._is_stopping:
+                raise _stopping()
+            self._errands.append(errand)
+            self._changed.notify()
+        return answer
+
     @property
     def most_tokens(self) -> int:
         """The longest text that there is memory for."""
@@ -106,12 +150,17 @@ class Worker:
     @property
     def num_books(self) -> int:
         """Texts that are open without a request."""
-        return len(self._books)
+        return self.shelf.num_texts
 
     @property
     def num_held_pages(self) -> int:
         """Pages in use when a request last began or ended."""
         return self._num_held_pages
+
+    def jobs(self) -> list[Job]:
+        """All requests, those that wait last; from any thread."""
+        with self._changed:
+            return [*self._active, *self._waiting]
 
     def _run(self) -> None:
         try:
@@ -122,51 +171,81 @@ class Worker:
             # Also if this thread fails by a mistake of its own: nobody may wait for an answer that will not come.
             self._is_stopping = True
             for job in [*self._active, *self._waiting]:
-                job.fail(QueueFullError("the server is stopping; try again when it is back"))
-            for book in [*self._books, *(text for job in self._active for text in job.texts())]:
-                self.engine.close(book)
+                job.fail(_stopping())
+            for text in [text for job in self._active for text in job.texts()]:
+                self.engine.close(text)
+            self._active, self._waiting = [], deque()
+            self._admission.close()
+            self._run_errands()
+            self.shelf.close()
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._is_stopping or self._waiting or self._active):
+            while not self._has_work():
                 self._changed.wait()
             return not self._is_stopping or bool(self._active or self._waiting)
 
+    def _has_work(self) -> bool:
+        is_room = len(self._active) < self.most_active
+        can_move = any(job.is_begun or job.is_cancelled for job in self._active)
+        return (
+            self._is_stopping or can_move or bool(self._errands or self.shelf.has_news or (self._waiting and is_room))
+        )
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
     def _take_up(self) -> None:
         while self._waiting and len(self._active) < self.most_active:
-            job = self._waiting.popleft()
-            self._active.append(job)
+            with self._changed:
+                job = self._waiting.popleft()
+                self._active.append(job)
             if not job.is_cancelled:
-                self._attempt(job, lambda job=job: self._begin(job))  # type: ignore[misc]
+                self._admission.admit(job)
 
-    def _begin(self, job: Job) -> None:
-        """Take a request up, closing unused books for as long as it does not fit."""
-        while True:
-            try:
-                return job.begin(self.engine, self.tokenizer)
-            except CapacityError:
-                if not self._books:
-                    raise
-                self.engine.close(self._books.pop(0))
+    def _post(self, job: Job, work: Callable[[], None]) -> None:
+        """Have something done for a request in this thread; from any."""
+        with self._changed:
+            self._errands.append(lambda: self._attempt(job, work))
+            self._changed.notify()
 
     def _round(self) -> None:
+        self._run_errands()
+        if self.shelf.has_news:
+            self.shelf.settle()
+            self._admission.try_again()
         for job in [job for job in self._active if job.is_cancelled]:
             self._end(job)
-        reading = [job for job in self._active if not job.is_read]
+        reading = [job for job in self._active if job.is_begun and not job.is_read]
         chunk_s = 0.0
         if reading:
             start = time.monotonic()
-            self._attempt(reading[0], lambda: reading[0].read(self.engine, self.tokenizer))
+            self._read(reading[0])
             chunk_s = time.monotonic() - start
-            if reading[0] in self._active:  # the next chunk is another's
-                self._active.remove(reading[0])
-                self._active.append(reading[0])
         self._write(chunk_s)
+
+    def _run_errands(self) -> None:
+        for _ in range(len(self._errands)):  # what these add is for the next round
+            self._errands.popleft()()
+
+    def _read(self, job: Job) -> None:
+        """A chunk of one text; the next chunk is another's."""
+        self._keep_free(self.engine.chunk_tokens)
+        self._attempt(job, lambda: job.read(self.engine, self.tokenizer, self._known_scores))
+        if job not in self._active:
+            return
+        with self._changed:
+            self._active.remove(job)
+            self._active.append(job)
+        if job.is_read and job.sequence is not None and not job.generation.scores_prompt:
+            self.shelf.note_read(job.sequence, title=job.generation.title)
 
     def _write(self, for_s: float) -> None:
         """A token of every text, and more until so much time is over."""
         start = time.monotonic()
         while True:
+            self._keep_free(0)
             for job in [job for job in self._active if job.is_read]:
                 self._attempt(job, job.write)
                 if job.is_done:
@@ -175,8 +254,16 @@ class Worker:
             if is_idle or time.monotonic() - start >= for_s or any(job.is_cancelled for job in self._active):
                 return
 
+    def _keep_free(self, num_read: int) -> None:
+        """Close unused texts where the next step may need their pages: a page of every head where a text grows."""
+        config, num_texts = self.engine.model.config, sum(len(job.writings) for job in self._active)
+        num_columns = num_texts + num_read // PAGE_TOKENS + 2 * bool(num_read)
+        self.shelf.keep_free(config.n_layers * config.kv_n_heads * num_columns)
+
     def _attempt(self, job: Job, work: Callable[[], None]) -> None:
-        """What goes wrong with one request is its own affair."""
+        """What goes wrong with one request is its own affair; one that has ended meanwhile has no work."""
+        if job not in self._active:
+            return
         try:
             work()
         except Exception as error:
@@ -191,8 +278,13 @@ class Worker:
     def _drop(self, job: Job, *, outcome: str) -> None:
         if self.on_end is not None:
             self.on_end(job, outcome=outcome)
-        self._active.remove(job)
-        self._books.extend(job.texts())
-        while len(self._books) > self.most_books:
-            self.engine.close(self._books.pop(0))
+        with self._changed:
+            self._active.remove(job)
+        for text in job.texts():
+            book = self.shelf.add(text, title=job.generation.title, saves=not job.generation.scores_prompt)
+            job.book_id = book.id if book else None
         self._num_held_pages = self.engine.pages.num_held
+
+
+def _stopping() -> QueueFullError:
+    return QueueFullError("the server is stopping; try again when it is back")

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def,no-untyped-call,no-any-return"
+# mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def,no-untyped-call,no-any-return,assignment"
 """The Triton kernel of ``split.py`` for one query a key head and int8 pages. Not typed, as ``split_kernels.py`` is not.
 
 W counts words, four codes in an int32 each. The kernel reads memory as fast as it has few instructions a key, so codes
