@@ -46,6 +46,7 @@ class NativeStep:
         self.model, self.pool, self.bounds, self.epsilon = model, pool, bounds, epsilon
         self._step: StepModel | None = None
         self._parameters = [(owner, name) for owner in model.modules() for name in owner._parameters]
+        self._hooks = [hooks for x in model.modules() for hooks in (x._forward_pre_hooks, x._forward_hooks)]
         self._attentions = [module for module in model.modules() if isinstance(module, Attention)]
         self._state: list[tuple[int, int, int]] = []
 
@@ -58,6 +59,7 @@ class NativeStep:
             and all(segment.num_tokens <= MOST_QUERIES for segment in segments)
             and (most_tokens is None or all(segment.stop <= most_tokens for segment in segments))
             and not self.model.training
+            and not any(self._hooks)  # whoever watches modules wants to see them run
             and all(attention.backend is None for attention in self._attentions)
             and self._ready() is not None
         )
