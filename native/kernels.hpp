@@ -35,13 +35,25 @@ struct Stretch {
     float* buffer;              // [kPageTokens * head_dim] to work in
 };
 
+// What weights are kept as. A float16 is finite.
+enum class Numbers : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+
 struct Linear {
-    const float* x;        // [rows, in]
-    const void* weight;    // [out, in], float32 or bfloat16
-    const float* bias;     // [out] or null
-    float* y;              // [rows, out]
+    const float* x;      // [rows, in]
+    const void* weight;  // [out, in]
+    const float* bias;   // [out] or null
+    float* y;            // [rows, out]
     std::int64_t num_rows, in, out;
-    bool is_bfloat16;
+    Numbers numbers;
+    bool is_added;       // to what y holds
+};
+
+// LayerNorm, or the norm over the root mean square, of `width` numbers.
+struct Norm {
+    const float *weight, *bias;  // bias may be null
+    int width;
+    float eps;
+    bool is_rms;
 };
 
 struct Kernels {
@@ -49,6 +61,9 @@ struct Kernels {
     float (*dot)(const float* a, const float* b, int n);
     void (*attend)(const Stretch& stretch);
     void (*linear)(const Linear& linear, std::int64_t first, std::int64_t stop);  // outputs [first, stop)
+    void (*norm)(const Norm& norm, const float* x, float* y);  // of one row
+    void (*clamp)(float* x, std::int64_t n, float most);       // to -most..most; a NaN stays
+    void (*gelu)(float* x, std::int64_t n);                    // the exact one, x Phi(x)
 };
 
 extern const Kernels kernels_portable;

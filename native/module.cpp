@@ -1,13 +1,10 @@
 // The Python face: addresses and sizes, checked by whoever calls. The interpreter is free meanwhile.
-#include <nanobind/nanobind.h>
+#include "module.hpp"
 
 #include <cstring>
 #include <stdexcept>
 
 #include "few_row_linear.hpp"
-#include "reach_decode.hpp"
-
-namespace nb = nanobind;
 
 namespace epilogue {
 
@@ -24,13 +21,6 @@ const Kernels* choose_kernels(const char* name) {
     return any || !std::strcmp(name, "portable") ? &kernels_portable : nullptr;
 }
 
-namespace {
-
-template <class T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
 const Kernels& kernels_named(const char* name) {
     static const Kernels* best = choose_kernels("");
     const Kernels* kernels = *name == 0 ? best : choose_kernels(name);
@@ -38,25 +28,22 @@ const Kernels& kernels_named(const char* name) {
     return *kernels;
 }
 
-
-// (data, scale, zero, number of pages, storage)
 Pool pool_of(nb::tuple x) {
-    return {at<std::uint8_t>(nb::cast<std::uintptr_t>(x[0])), at<float>(nb::cast<std::uintptr_t>(x[1])),
-            at<float>(nb::cast<std::uintptr_t>(x[2])), nb::cast<std::int64_t>(x[3]), Storage(nb::cast<int>(x[4]))};
+    return {at<std::uint8_t>(x[0]), at<float>(x[1]), at<float>(x[2]), nb::cast<std::int64_t>(x[3]),
+            Storage(nb::cast<int>(x[4]))};
 }
 
-}  // namespace
 }  // namespace epilogue
 
 NB_MODULE(_native, m) {
     using namespace epilogue;
     m.def("kernels", [](const char* name) { return kernels_named(name).name; });
     m.def("few_row_linear", [](std::uintptr_t x, std::uintptr_t weight, std::uintptr_t bias, std::uintptr_t y,
-                               std::int64_t rows, std::int64_t in, std::int64_t out, bool is_bfloat16, int threads,
+                               std::int64_t rows, std::int64_t in, std::int64_t out, int numbers, int threads,
                                const char* name) {
         const Kernels& kernels = kernels_named(name);
         const Linear linear{at<const float>(x), at<const void>(weight), at<const float>(bias), at<float>(y), rows, in, out,
-                            is_bfloat16};
+                            Numbers(numbers), false};
         nb::gil_scoped_release release;
         few_row_linear(linear, threads, kernels);
     });
@@ -64,30 +51,31 @@ NB_MODULE(_native, m) {
                              nb::tuple norms, std::uintptr_t slopes, nb::tuple bounds, std::int64_t num_older,
                              nb::tuple sizes, double scale, double epsilon, nb::tuple outs, int threads,
                              const char* name) {
-        const auto address = [](nb::tuple x, int i) { return nb::cast<std::uintptr_t>(x[i]); };
         const auto stride = [](nb::tuple x) { return nb::cast<std::int64_t>(x[1]); };
         Decode d;
-        d.q = at<const float>(address(q, 0)), d.q_stride = stride(q);
-        d.k = at<const float>(address(k, 0)), d.k_stride = stride(k);
-        d.v = at<const float>(address(v, 0)), d.v_stride = stride(v);
+        d.q = at<const float>(q[0]), d.q_stride = stride(q);
+        d.k = at<const float>(k[0]), d.k_stride = stride(k);
+        d.v = at<const float>(v[0]), d.v_stride = stride(v);
         d.keys = pool_of(keys), d.values = pool_of(values);
-        d.ids = at<const std::int64_t>(address(ids, 0)), d.ids_stride = stride(ids);
-        d.norms = at<float>(address(norms, 0)), d.norms_stride = stride(norms);
+        d.ids = at<const std::int64_t>(ids[0]), d.ids_stride = stride(ids);
+        d.norms = at<float>(norms[0]), d.norms_stride = stride(norms);
         d.slopes = at<const float>(slopes);
         d.bounds = {};
         if (nb::len(bounds) > 0)
-            d.bounds = {at<const float>(address(bounds, 0)), at<const float>(address(bounds, 1)),
-                        at<const float>(address(bounds, 2)), nb::cast<float>(bounds[3]), at<float>(address(bounds, 4)),
-                        nb::cast<std::int64_t>(bounds[5])};
+            d.bounds = {at<const float>(bounds[0]), at<const float>(bounds[1]), at<const float>(bounds[2]),
+                        nb::cast<float>(bounds[3]), at<float>(bounds[4]), nb::cast<std::int64_t>(bounds[5])};
         d.num_older = num_older;
         d.num_tokens = nb::cast<int>(sizes[0]), d.num_heads = nb::cast<int>(sizes[1]);
         d.num_kv_heads = nb::cast<int>(sizes[2]), d.head_dim = nb::cast<int>(sizes[3]);
         d.scale = scale, d.epsilon = epsilon;
-        d.out = at<float>(address(outs, 0)), d.first_page = at<std::int64_t>(address(outs, 1));
-        d.omitted_mass = at<double>(address(outs, 2));
+        d.out = at<float>(outs[0]), d.first_page = at<std::int64_t>(outs[1]);
+        d.omitted_mass = at<double>(outs[2]);
         d.num_threads = threads;
         const Kernels& kernels = kernels_named(name);
         nb::gil_scoped_release release;
-        return reach_decode(d, kernels);
+        if (!can_write(d)) return false;
+        reach_decode(d, kernels);
+        return true;
     });
+    bind_step(m);
 }

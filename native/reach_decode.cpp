@@ -42,15 +42,6 @@ public:
         for (int row = 0; row < rows_; ++row) own_[row] = d_.num_older + row % d_.num_tokens;
     }
 
-    bool can_write() const {
-        for (int h = 0; h < d_.num_kv_heads; ++h)
-            for (std::int64_t page = d_.num_older / kPageTokens; page < stop_; ++page) {
-                const std::int64_t id = ids(h)[page];
-                if (id < 0 || id >= d_.keys.num_pages) return false;
-            }
-        return true;
-    }
-
     // New tokens of one key head into their pages, norms and scores up to date, and the plans of its query heads.
     void take_in(int h) {
         for (int t = 0; t < d_.num_tokens; ++t) {
@@ -185,14 +176,22 @@ private:
 
 }  // namespace
 
-bool reach_decode(const Decode& decode, const Kernels& kernels) {
+bool can_write(const Decode& d) {
+    const std::int64_t stop = (d.num_older + d.num_tokens + kPageTokens - 1) / kPageTokens;
+    for (int h = 0; h < d.num_kv_heads; ++h)
+        for (std::int64_t page = d.num_older / kPageTokens; page < stop; ++page) {
+            const std::int64_t id = d.ids[h * d.ids_stride + page];
+            if (id < 0 || id >= d.keys.num_pages) return false;
+        }
+    return true;
+}
+
+void reach_decode(const Decode& decode, const Kernels& kernels) {
     Layer layer(decode, kernels);
-    if (!layer.can_write()) return false;
     share(decode.num_kv_heads, decode.num_threads, [&](std::int64_t h) { layer.take_in(int(h)); });
     layer.share_out();
     share(layer.num_parts(), decode.num_threads, [&](std::int64_t i) { layer.attend(i); });
     share(decode.num_kv_heads, decode.num_threads, [&](std::int64_t h) { layer.join(int(h)); });
-    return true;
 }
 
 }  // namespace epilogue

@@ -64,7 +64,10 @@ struct Decode {
     int num_threads;
 };
 
-// False, and nothing is changed, if a page to be written is not in the pool. Pages to be read are taken on trust.
-bool reach_decode(const Decode& decode, const Kernels& kernels);
+// Whether the pages to be written are in the pool.
+bool can_write(const Decode& decode);
+
+// For what can be written. Pages to be read are taken on trust.
+void reach_decode(const Decode& decode, const Kernels& kernels);
 
 }  // namespace epilogue

@@ -11,7 +11,9 @@ from torch import Tensor
 from epilogue.engine import Engine, SamplingParams, Sequence
 from epilogue.engine.reference import generate
 from epilogue.errors import CapacityError, EpilogueError
+from epilogue.kernels.model_step import StepModel
 from epilogue.model import MPT
+from kernels.native_cases import needs_extension
 
 # A tiny model left alone says one token for ever, by which no mistake would show.
 GREEDY = SamplingParams(temperature=0, repetition_penalty=3, repetition_range_tokens=8, max_new_tokens=20)
@@ -100,15 +102,24 @@ class Interrupt(BaseException):
 
 @pytest.mark.parametrize("place", ["transformer.blocks.1", "transformer.norm_f", "head"])
 def test_ctrl_c_inside_the_model_loses_nothing(tiny_mpt, book, monkeypatch, place: str) -> None:
-    model = tiny_mpt()
+    model = tiny_mpt().double()  # which runs module by module
+    owner = model if place == "head" else model.get_submodule(place)
+    interrupt_inside(model, book, monkeypatch, owner, "head" if place == "head" else "forward")
+
+
+@needs_extension
+def test_ctrl_c_inside_the_extension_loses_nothing(tiny_mpt, book, monkeypatch) -> None:
+    interrupt_inside(tiny_mpt(), book, monkeypatch, StepModel, "run")
+
+
+def interrupt_inside(model: MPT, book: list[int], monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
     expected = generate(model, book, SAMPLED)
     engine = engine_on(model)
     sequence = engine.open_book(book, room_tokens=20)
     writing = engine.stream(sequence, SAMPLED)
     begun = [next(writing) for _ in range(5)]
-    owner = model if place == "head" else model.get_submodule(place)
     with monkeypatch.context() as patch:
-        patch.setattr(owner, "head" if place == "head" else "forward", interrupt)
+        patch.setattr(owner, name, interrupt)
         with pytest.raises(Interrupt):
             next(writing)
     assert sequence.ids == book + begun

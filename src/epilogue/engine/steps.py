@@ -12,7 +12,7 @@ from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
-from epilogue.model import MPT, EvictionBounds, KVCache, PageTable, Segment, bookmarks, evictable_from
+from epilogue.model import MPT, EvictionBounds, KVCache, NativeStep, PageTable, Segment, bookmarks, evictable_from
 
 
 class Stepper:
@@ -45,6 +45,8 @@ class Stepper:
         on_gpu = model.device.type == "cuda"
         self.decoder = Decoder(model, pages.pool, bounds, epsilon=epsilon) if on_gpu else None
         """Takes the steps of one token each, if there is one."""
+        self.native = NativeStep(model, pages.pool, bounds, epsilon=epsilon) if model.device.type == "cpu" else None
+        """Takes the steps of few tokens, if there is one."""
 
     def step(self, first: Sequence, others: Iterable[Sequence]) -> Tensor:
         """Run up to ``chunk_tokens`` pending tokens of one text and a few of each other through the model.
@@ -76,15 +78,21 @@ class Stepper:
         ]
         if self.decoder is not None and len(ids) == len(texts) and self.decoder.can_take(segments):
             return self._decode(self.decoder, texts, segments, ids)
-        cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
         # Tables change outside: what inference_mode makes cannot be changed later.
         with torch.inference_mode():
-            x_RC = self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0]
+            x_RC, logits_RV = self._run(segments, ids)
             parts: tuple[Tensor, ...] = x_RC.split([segment.num_tokens for segment in segments])
-            self._expect(texts, drafts, segments, parts)
+            self._expect(texts, drafts, segments, parts, logits_RV)
         for text, draft, segment in zip(texts, drafts, segments, strict=True):
             self._advance(text, segment.stop - len(draft))
         return parts[0]
+
+    def _run(self, segments: list[Segment], ids: list[int]) -> tuple[Tensor, Tensor | None]:
+        """x_RC of the segments' tokens, and logits_RV where they come along."""
+        if self.native is not None and self.native.can_take(segments):
+            return self.native.step(segments, ids)
+        cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
+        return self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0], None
 
     def _decode(self, decoder: Decoder, texts: list[Sequence], segments: list[Segment], ids: list[int]) -> Tensor:
         """A step of one token each."""
@@ -124,15 +132,24 @@ class Stepper:
         return text.draft[:most]
 
     def _expect(
-        self, texts: list[Sequence], drafts: list[list[int]], segments: list[Segment], parts: tuple[Tensor, ...]
+        self,
+        texts: list[Sequence],
+        drafts: list[list[int]],
+        segments: list[Segment],
+        parts: tuple[Tensor, ...],
+        logits_RV: Tensor | None,
     ) -> None:
         """Tell every text that is through what comes next, and what behind each token of its draft."""
         ready = [i for i, segment in enumerate(segments) if segment.stop == texts[i].num_tokens + len(drafts[i])]
         if not ready:
             return
-        rows = [parts[i][len(parts[i]) - len(drafts[i]) - 1 :] for i in ready]
-        logits_RV = self.model.head(torch.cat(rows))
-        for i, logits_TV in zip(ready, logits_RV.split([len(x_TC) for x_TC in rows]), strict=True):
+        if logits_RV is None:
+            rows = [parts[i][len(parts[i]) - len(drafts[i]) - 1 :] for i in ready]
+            logits = self.model.head(torch.cat(rows)).split([len(x_TC) for x_TC in rows])
+        else:
+            of_parts = logits_RV.split([len(x_TC) for x_TC in parts])
+            logits = [of_parts[i][len(parts[i]) - len(drafts[i]) - 1 :] for i in ready]
+        for i, logits_TV in zip(ready, logits, strict=True):
             text, draft = texts[i], drafts[i]
             text.num_drafted += len(draft)
             text.ahead = list(zip(draft, logits_TV[1:], strict=True))

@@ -11,6 +11,7 @@ from epilogue.model.joined_keys import JoinedKeys
 from epilogue.model.kv_cache import KVCache, Segment
 from epilogue.model.linear import QUANTISED_LAYERS, QuantLinear
 from epilogue.model.mpt import MPT, Attention, Transformer
+from epilogue.model.native_step import NativeStep
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
 from epilogue.model.quantization import KOBOLD_KEYS, Layout, Quantization
 from epilogue.model.reads import Reads
@@ -30,6 +31,7 @@ __all__ = [
     "KVCache",
     "Layout",
     "MPTConfig",
+    "NativeStep",
     "PagePool",
     "PageTable",
     "QuantLinear",

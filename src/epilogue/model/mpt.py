@@ -223,7 +223,7 @@ class MPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self._narrow_head: NarrowCopy | None = None
+        self.narrow_head: NarrowCopy | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -265,12 +265,12 @@ class MPT(nn.Module):
             if isinstance(module, Linear):
                 module.narrow = NarrowCopy.of(module.weight)
         head = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        self._narrow_head = NarrowCopy.of(head)
+        self.narrow_head = NarrowCopy.of(head)
 
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
         weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self._narrow_head))
+        logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self.narrow_head))
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
 
