@@ -87,6 +87,8 @@ struct Kernels {
     void (*arrange)(const QuantWeight& weight, const float* x, float* to);
     void (*quant_linear)(const QuantWeight& weight, const QuantRows& rows, std::int64_t first, std::int64_t stop,
                          float* buffer);
+    // The weights of one output, [in], in the order in which they are stored.
+    void (*widen_output)(const QuantWeight& weight, std::int64_t output, float* to, float* buffer);
 };
 
 extern const Kernels kernels_portable;

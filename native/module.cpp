@@ -78,6 +78,13 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         quant_linear(quant_weight, at<const float>(x), rows, at<float>(y), threads, kernels);
     });
+    m.def("dequantise", [](nb::tuple weight, std::int64_t first, std::int64_t stop, std::uintptr_t to, int threads,
+                           const char* name) {
+        const QuantWeight quant_weight = quant_weight_of(weight);
+        const Kernels& kernels = kernels_named(name);
+        nb::gil_scoped_release release;
+        dequantise(quant_weight, first, stop, at<float>(to), threads, kernels);
+    });
     m.def("reach_decode", [](nb::tuple q, nb::tuple k, nb::tuple v, nb::tuple keys, nb::tuple values, nb::tuple ids,
                              nb::tuple norms, std::uintptr_t slopes, nb::tuple bounds, std::int64_t num_older,
                              nb::tuple sizes, double scale, double epsilon, nb::tuple outs, int threads,

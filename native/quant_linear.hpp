@@ -9,4 +9,8 @@ namespace epilogue {
 void quant_linear(const QuantWeight& weight, const float* x, std::int64_t rows, float* y, int num_threads,
                   const Kernels& kernels);
 
+// Outputs [first, stop) of the weight as floats, [stop - first, in], in the order in which inputs are stored.
+void dequantise(const QuantWeight& weight, std::int64_t first, std::int64_t stop, float* to, int num_threads,
+                const Kernels& kernels);
+
 }  // namespace epilogue
