@@ -56,6 +56,39 @@ struct Norm {
     bool is_rms;
 };
 
+// A quantised weight [out, in] as kernels/quant_linear/packing.py lays it out: scale * (code - zero point).
+struct QuantWeight {
+    const std::uint8_t* codes;  // [out, in * bits / 8]
+    const void* scales;         // [out, groups]
+    const std::int16_t* zeros;  // [out, groups]
+    const std::int32_t* order;  // [in]: stored input i is input order[i] of the layer; null for the same order
+    const float* bias;          // [out] or null
+    std::int64_t in, out, groups, group_size;
+    int bits;                   // 4 or 8
+    int scale_kind;             // 0: float32, 1: float16, 2: bfloat16
+};
+
+// Codes are read in units of so many 32-bit words; a group is a power of two of words of a unit, or whole units, or all.
+constexpr int kUnitWords = 16;
+constexpr int kQuantOutputsTogether = 4;
+constexpr int kMostLanes = 16;
+
+inline int codes_per_word(const QuantWeight& w) { return 32 / w.bits; }
+inline std::int64_t num_units(const QuantWeight& w) {
+    const int codes = kUnitWords * codes_per_word(w);
+    return (w.in + codes - 1) / codes;
+}
+// Of one row: a unit's inputs, the first of every word before the second of every word, and the sums of every word's.
+inline std::int64_t arranged_floats(const QuantWeight& w) {
+    return num_units(w) * kUnitWords * (codes_per_word(w) + 1);
+}
+
+struct QuantRows {
+    const float* x;  // [rows] arranged
+    float* y;        // [rows, out]
+    std::int64_t num_rows;
+};
+
 struct Kernels {
     const char* name;
     float (*dot)(const float* a, const float* b, int n);
@@ -64,6 +97,13 @@ struct Kernels {
     void (*norm)(const Norm& norm, const float* x, float* y);  // of one row
     void (*clamp)(float* x, std::int64_t n, float most);       // to -most..most; a NaN stays
     void (*gelu)(float* x, std::int64_t n);                    // the exact one, x Phi(x)
+    // One row of [in] for `quant_linear`, which computes outputs [first, stop) of all rows. The buffer holds
+    // kQuantOutputsTogether * 2 * (groups + kMostLanes) floats.
+    void (*arrange)(const QuantWeight& weight, const float* x, float* to);
+    void (*quant_linear)(const QuantWeight& weight, const QuantRows& rows, std::int64_t first, std::int64_t stop,
+                         float* buffer);
+    // The weights of one output, [in], in the order in which they are stored.
+    void (*widen_output)(const QuantWeight& weight, std::int64_t output, float* to, float* buffer);
 };
 
 extern const Kernels kernels_portable;

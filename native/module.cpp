@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "few_row_linear.hpp"
+#include "quant_linear.hpp"
 
 namespace epilogue {
 
@@ -33,6 +34,16 @@ Pool pool_of(nb::tuple x) {
             Storage(nb::cast<int>(x[4]))};
 }
 
+// (codes, scales, zeros, order, bias, (in, out, groups, group size, bits, kind of scales))
+QuantWeight quant_weight_of(nb::tuple x) {
+    const auto address = [&](int i) { return nb::cast<std::uintptr_t>(x[i]); };
+    const nb::tuple sizes = nb::cast<nb::tuple>(x[5]);
+    const auto size = [&](int i) { return nb::cast<std::int64_t>(sizes[i]); };
+    return {at<const std::uint8_t>(address(0)), at<const void>(address(1)), at<const std::int16_t>(address(2)),
+            at<const std::int32_t>(address(3)), at<const float>(address(4)), size(0), size(1), size(2), size(3),
+            int(size(4)), int(size(5))};
+}
+
 }  // namespace epilogue
 
 NB_MODULE(_native, m) {
@@ -46,6 +57,20 @@ NB_MODULE(_native, m) {
                             Numbers(numbers), false};
         nb::gil_scoped_release release;
         few_row_linear(linear, threads, kernels);
+    });
+    m.def("quant_linear", [](nb::tuple weight, std::uintptr_t x, std::int64_t rows, std::uintptr_t y, int threads,
+                             const char* name) {
+        const QuantWeight quant_weight = quant_weight_of(weight);
+        const Kernels& kernels = kernels_named(name);
+        nb::gil_scoped_release release;
+        quant_linear(quant_weight, at<const float>(x), rows, at<float>(y), threads, kernels);
+    });
+    m.def("dequantise", [](nb::tuple weight, std::int64_t first, std::int64_t stop, std::uintptr_t to, int threads,
+                           const char* name) {
+        const QuantWeight quant_weight = quant_weight_of(weight);
+        const Kernels& kernels = kernels_named(name);
+        nb::gil_scoped_release release;
+        dequantise(quant_weight, first, stop, at<float>(to), threads, kernels);
     });
     m.def("reach_decode", [](nb::tuple q, nb::tuple k, nb::tuple v, nb::tuple keys, nb::tuple values, nb::tuple ids,
                              nb::tuple norms, std::uintptr_t slopes, nb::tuple bounds, std::int64_t num_older,

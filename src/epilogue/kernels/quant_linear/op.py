@@ -7,9 +7,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from epilogue.kernels.extension import native_is_available
 from epilogue.kernels.quant_linear.packing import QuantWeight, num_groups
 
-Backend = Literal["reference", "tiled", "packed"]
+Backend = Literal["reference", "tiled", "packed", "native"]
 MOST_PACKED_ROWS = 64
 """Rows of one call of ``packed``."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -24,7 +25,8 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
         backend: chosen by device and shape if None.
 
     Returns:
-        out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied.
+        out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` multiplies few
+        rows in fp32, with weights that are not rounded.)
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
@@ -41,6 +43,10 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
 
 def _choose(x_RI: Tensor, weight: QuantWeight) -> Backend:
     """The one place that knows which backend is good for what."""
+    if x_RI.device.type == "cpu":
+        wants_gradient = torch.is_grad_enabled() and x_RI.requires_grad
+        is_wide = torch.float64 in (x_RI.dtype, weight.scales_OG.dtype)
+        return "native" if native_is_available() and not wants_gradient and not is_wide else "tiled"
     # Past so many rows a product is bound by arithmetic, and dequantising the weight once is cheaper.
     is_few = 1 <= len(x_RI) <= MOST_PACKED_ROWS and x_RI.dtype != torch.float64
     return "packed" if is_few and x_RI.is_cuda else "tiled"
