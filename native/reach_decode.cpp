@@ -128,16 +128,17 @@ private:
 
     // EvictionBounds.largest_scores of one key.
     float largest_score(int head, const float* k) const {
+        thread_local std::vector<float> turned;
         const int width = d_.head_dim;
-        const float* root = d_.bounds.root + std::int64_t(head) * width * width;
-        double squares = 0;
+        turned.resize(width);
+        kernels_.linear({k, d_.bounds.root + std::int64_t(head) * width * width, nullptr, turned.data(), 1, width, width,
+                         Numbers::float32, false}, 0, width);
+        double squares = 0, size = 0, sum = 0;
         for (int i = 0; i < width; ++i) {
-            const double x = kernels_.dot(root + std::int64_t(i) * width, k, width);
-            squares += x * x;
+            squares += double(turned[i]) * turned[i];
+            size += double(k[i]) * k[i], sum += std::fabs(k[i]);
         }
         float score = float(std::sqrt(squares)) + std::fabs(kernels_.dot(d_.bounds.offset + std::int64_t(head) * width, k, width));
-        double size = 0, sum = 0;
-        for (int i = 0; i < width; ++i) size += double(k[i]) * k[i], sum += std::fabs(k[i]);
         score += d_.bounds.error[head] * float(std::sqrt(size));
         const float clipped = d_.bounds.clip * float(sum);
         if (d_.bounds.clip < std::numeric_limits<float>::infinity() && !(score < clipped) && score == score) score = clipped;
@@ -150,8 +151,9 @@ private:
         const Plan planned = plan({d_.q + std::int64_t(head) * width, d_.q_stride, stored(h, 0), d_.num_tokens, width,
                                    d_.norms + h * d_.norms_stride, stop_, d_.num_older, double(d_.slopes[head]), d_.scale,
                                    d_.epsilon});
-        std::int64_t live = 0;
-        while (live < stop_ && ids(h)[live] < 0) ++live;
+        // Pages before a hole were kept for going back, and what is certified of the hole counts them as gone.
+        std::int64_t live = stop_;
+        while (live > 0 && ids(h)[live - 1] >= 0) --live;
         d_.first_page[head] = std::max(planned.first_page, live);
         d_.omitted_mass[head] = planned.first_page < live ? d_.epsilon : planned.omitted_mass;
         for (int t = 0; t < d_.num_tokens; ++t) {

@@ -271,7 +271,7 @@ def test_progress_counts_up_to_the_whole(tiny_mpt, book) -> None:
 
 
 def test_only_the_last_chunk_meets_the_head(tiny_mpt, book, monkeypatch) -> None:
-    model = tiny_mpt()
+    model = tiny_mpt().double()  # which runs module by module
     shapes: list[tuple[int, ...]] = []
     head = model.head
     monkeypatch.setattr(model, "head", lambda x_BTC: (shapes.append(tuple(x_BTC.shape)), head(x_BTC))[1])

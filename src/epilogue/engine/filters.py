@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+_FEW = 512
+
 
 def keep_top_k(scores_V: Tensor, *, top_k: int) -> Tensor:
     """Keep the ``top_k`` likeliest tokens, and those as likely as the last of them."""
@@ -32,14 +34,21 @@ def keep_top_p(scores_V: Tensor, *, top_p: float) -> Tensor:
     Holtzman et al., nucleus sampling, arXiv 1904.09751.
     """
     probs_V = scores_V.softmax(0)
-    # All these have at most half of that together, so they go without being sorted, which takes longest.
-    is_rest_V = probs_V <= (1 - top_p) / (2 * len(probs_V))
-    others_V = (~is_rest_V).nonzero()[:, 0]
-    order_V = scores_V[others_V].sort(stable=True).indices
-    is_dropped_V = probs_V[is_rest_V].sum() + probs_V[others_V[order_V]].cumsum(0) <= 1 - top_p
-    is_dropped_V[-1] = False
-    is_rest_V[others_V[order_V[is_dropped_V]]] = True
-    return scores_V.masked_fill(is_rest_V, -torch.inf)
+    # Sorting them all takes longest, so only so many as turn out to be needed, and most often few are.
+    for count in (_FEW, len(probs_V)):
+        largest_K = probs_V.topk(min(count, len(probs_V))).values
+        # What a token has together with all that are less likely.
+        rest_K = probs_V.sum() - largest_K.cumsum(0) + largest_K
+        num_kept = max(1, int((rest_K > 1 - top_p).sum()))
+        if num_kept < len(largest_K):
+            break
+    least = largest_K[num_kept - 1]
+    is_dropped_V = probs_V < least
+    # Of equally likely tokens the first ones go.
+    ties_K = (probs_V == least).nonzero()[:, 0]
+    num_tied = num_kept - int((largest_K > least).sum())
+    is_dropped_V[ties_K[: len(ties_K) - num_tied]] = True
+    return scores_V.masked_fill(is_dropped_V, -torch.inf)
 
 
 def keep_min_p(scores_V: Tensor, *, min_p: float) -> Tensor:

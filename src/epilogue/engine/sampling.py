@@ -72,35 +72,41 @@ class Sampler:
         """
         if self.params.temperature == 0:
             return self._likeliest(self._unfiltered(logits_V, history), history)
-        probs_V = self.probabilities(logits_V, history)
-        cumulative_V = probs_V.cumsum(0)
-        drawn = _uniform(f"{self.seed}:{len(history)}") * float(cumulative_V[-1])
-        token_id = int(torch.searchsorted(cumulative_V, drawn, right=True))
+        scores_V = self._filtered(logits_V, history)
+        # Of tokens that were taken out nothing is computed.
+        ids_K = (scores_V > -torch.inf).nonzero()[:, 0]
+        probs_K = scores_V[ids_K].softmax(0)
+        cumulative_K = probs_K.cumsum(0)
+        drawn = _uniform(f"{self.seed}:{len(history)}") * float(cumulative_K[-1])
+        place = int(torch.searchsorted(cumulative_K, drawn, right=True))
         # Rounding may put the number on the very end, behind which tokens of no probability may stand.
-        token_id = min(token_id, int(probs_V.nonzero()[-1]))
+        place = min(place, int(probs_K.nonzero()[-1]))
         if self._mirostat is not None:
-            self._mirostat.learn(float(probs_V[token_id]))
-        return token_id
+            self._mirostat.learn(float(probs_K[place]))
+        return int(ids_K[place])
 
     def probabilities(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
         """The distribution that ``sample`` draws from, probs_V in fp64 on the CPU; arguments and errors are its own.
 
         V is ``num_tokens`` where that is smaller. At temperature 0 one token has it all.
         """
-        scores_V = self._unfiltered(logits_V, history)
         if self.params.temperature == 0:
+            scores_V = self._unfiltered(logits_V, history)
             probs_V = torch.zeros_like(scores_V)
             probs_V[self._likeliest(scores_V, history)] = 1.0
             return probs_V
+        return self._filtered(logits_V, history).softmax(0)
+
+    def _filtered(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
+        """Scores behind all stages; minus infinity for what was taken out."""
+        scores_V = self._unfiltered(logits_V, history)
         for stage in self.params.order:
             if self._mirostat is None or stage in ("repetition", "temperature"):
                 scores_V = self._pass_through(stage, scores_V, history)
         if self._mirostat is not None:
-            return self._mirostat.keep(scores_V).softmax(0)
+            return self._mirostat.keep(scores_V)
         is_time = _uniform(f"{self.seed}:{len(history)}:xtc") < self.params.xtc_probability
-        if is_time:
-            scores_V = filters.exclude_top_choices(scores_V, threshold=self.params.xtc_threshold)
-        return scores_V.softmax(0)
+        return filters.exclude_top_choices(scores_V, threshold=self.params.xtc_threshold) if is_time else scores_V
 
     def _unfiltered(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
         scores_V = self._checked(logits_V, history)

@@ -254,6 +254,15 @@ def test_evicted_pages_are_not_read(storage: Storage) -> None:
     assert (decoded.omitted_mass_H[2:] == layer.epsilon).all()
 
 
+def test_pages_before_a_hole_are_not_read() -> None:
+    layer = Layer(2000, 1, heads=2, bias_max=16)
+    layer.epsilon = 1e-9
+    layer.table.ids_KP[1, 4] = -1
+    decoded = check(layer)
+    assert decoded.first_page_H[1] == 5
+    assert decoded.omitted_mass_H[1] == layer.epsilon
+
+
 @each_storage
 def test_a_key_70000_tokens_back_is_heard(storage: Storage) -> None:
     layer = Layer(70_000, 1, heads=2, storage=storage, with_bounds=False)

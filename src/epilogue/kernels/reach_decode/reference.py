@@ -44,7 +44,7 @@ def reach_decode_reference(
         _raise(table.bounds.scores_HP, _largest_scores(table.bounds, stored_KTD.float()), first, inside)
 
     group = q_THD.shape[1] // k_TKD.shape[1]
-    live_K = (table.ids_KP >= 0).to(torch.int8).argmax(dim=1)
+    live_K = (torch.arange(1, stop + 1) * (table.ids_KP[:, :stop] < 0)).amax(dim=1)  # behind the last hole
     plans = [
         _plan(q_THD[:, head].double() * scale, stored_KTD[head // group], table.norms_KP[head // group, :stop].double(),
               float(slope), num_older=table.num_tokens, epsilon=epsilon)

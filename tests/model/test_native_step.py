@@ -1,0 +1,212 @@
+"""The whole model in one call of the extension against the model itself, module by module."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from epilogue.kernels.paged_attention import Storage
+from epilogue.model import MPT, AttentionConfig, KVCache, MPTConfig, NativeStep, PagePool, PageTable, Reads, Segment
+from epilogue.model.eviction import EvictionBounds
+from epilogue.model.weight_bounds import eviction_bounds
+from kernels.attention.exactness import assert_within_twice_the_error
+from kernels.native_cases import needs_extension
+
+pytestmark = needs_extension
+
+
+def make(*, attn: dict[str, Any] | None = None, is_narrow: bool = False, **changes: Any) -> MPT:
+    sizes: dict[str, Any] = {"d_model": 48, "n_heads": 3, "n_layers": 2, "max_seq_len": 600, "vocab_size": 61}
+    attention = AttentionConfig(**{"alibi": True, **(attn or {})})
+    model = MPT(MPTConfig(**{"no_bias": True, **sizes, **changes}, attn_config=attention)).eval()
+    model.init_weights(std=0.3, seed=1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1:
+                weight.add_(torch.randn(weight.shape) * 0.2)  # gains that are not 1 and biases that are not 0
+            if is_narrow:
+                weight.copy_(weight.bfloat16())
+    if is_narrow:
+        model.keep_narrow_copies()
+    return model
+
+
+class Texts:
+    """Some texts on pages, each read so far by the model itself."""
+
+    def __init__(self, model: MPT, lengths: list[int], storage: Storage, *, with_bounds: bool = False) -> None:
+        self.model, config = model, model.config
+        self.tables = [PageTable.empty(config, capacity_tokens=length + 20) for length in lengths]
+        pages = sum(table.ids_LKP.numel() for table in self.tables)
+        self.pool = PagePool(config, num_pages=pages, storage=storage)
+        ids = iter(torch.randperm(pages).split([table.ids_LKP.numel() for table in self.tables]))
+        for table in self.tables:
+            table.ids_LKP[...] = next(ids).view_as(table.ids_LKP)
+        self.bounds: EvictionBounds | None = eviction_bounds(model, storage) if with_bounds else None
+        self.reads = [Reads.none(config.n_heads) for _ in lengths]
+        if any(lengths):
+            tokens = torch.randint(config.vocab_size, (1, sum(lengths)))
+            self.run(lengths, tokens[0].tolist())
+        for table, length in zip(self.tables, lengths, strict=True):
+            table.num_tokens = length
+
+    def segments(self, counts: list[int]) -> list[Segment]:
+        return [
+            Segment(table, count, reads)
+            for table, count, reads in zip(self.tables, counts, self.reads, strict=True)
+            if count
+        ]
+
+    @torch.no_grad()
+    def run(self, counts: list[int], ids: list[int]) -> Tensor:
+        """logits_RV by the model itself."""
+        cache = KVCache(self.pool, self.segments(counts), bounds=self.bounds)
+        return self.model(torch.tensor([ids]), cache)[0]
+
+    @torch.no_grad()
+    def step(self, counts: list[int], ids: list[int]) -> Tensor:
+        """logits_RV by the extension."""
+        native = NativeStep(self.model, self.pool, self.bounds, epsilon=1e-6)
+        assert native.can_take(self.segments(counts))
+        x_RC, logits_RV = native.step(self.segments(counts), ids)
+        torch.testing.assert_close(self.model.head(x_RC), logits_RV, rtol=1e-5, atol=1e-5, equal_nan=True)
+        return logits_RV
+
+
+def check(model: MPT, lengths: list[int], counts: list[int], storage: Storage = "float32") -> None:
+    """The extension and the model on copies of the same pages."""
+    texts = Texts(model, lengths, storage, with_bounds=True)
+    twin = copy.deepcopy(texts)
+    ids = torch.randint(model.config.vocab_size, (sum(counts),)).tolist()
+    ours, theirs = texts.step(counts, ids), twin.run(counts, ids)
+    if storage == "float32":
+        exact = copy.deepcopy(twin)
+        exact.model = copy.deepcopy(model).double()
+        for pages in (exact.pool.keys, exact.pool.values):
+            assert pages.data_PWD.dtype == torch.float32
+        assert_within_twice_the_error([ours], [theirs], [exact.run(counts, ids)])
+    else:
+        # A number on the edge between two codes may get either of them.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+    for a, b, reads, others in zip(texts.tables, twin.tables, texts.reads, twin.reads, strict=True):
+        torch.testing.assert_close(a.norms_LKP, b.norms_LKP, rtol=2e-2, atol=0)
+        torch.testing.assert_close(a.scores_LHP, b.scores_LHP, rtol=2e-2, atol=1e-6)
+        assert torch.equal(reads.dense_H, others.dense_H)
+        assert torch.equal(reads.visited_H, others.visited_H)
+
+
+heads_and_kinds = st.sampled_from(
+    [
+        (1, {}), (3, {}), (8, {}), (6, {"attn_type": "grouped_query_attention", "kv_n_heads": 2}),
+        (4, {"attn_type": "multiquery_attention"}),
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(
+    heads=heads_and_kinds,
+    clip=st.sampled_from([None, 0.5, 3]),
+    norms=st.sampled_from([{}, {"qk_ln": True}, {"qk_gn": True}]),
+    norm_type=st.sampled_from(["layernorm", "low_precision_layernorm", "rmsnorm"]),
+    no_bias=st.booleans(),
+    has_alibi=st.booleans(),
+    is_tied=st.booleans(),
+    is_narrow=st.booleans(),
+    logit_scale=st.sampled_from([None, 0.3, "inv_sqrt_d_model"]),
+    lengths=st.sampled_from([[0], [62], [127], [300], [5, 130], [0, 260, 17]]),
+    extra=st.integers(0, 3),
+)
+@example(
+    heads=(3, {}), clip=None, norms={}, norm_type="layernorm", no_bias=False, has_alibi=True, is_tied=True,
+    is_narrow=True, logit_scale=None, lengths=[300], extra=3,
+)  # fmt: skip
+def test_as_exact_as_the_model(
+    heads: tuple[int, dict[str, Any]], clip: float | None, norms: dict[str, bool], norm_type: str, no_bias: bool,
+    has_alibi: bool, is_tied: bool, is_narrow: bool, logit_scale: Any, lengths: list[int], extra: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(extra)
+    model = make(
+        attn={"alibi": has_alibi, "clip_qkv": clip, **norms, **heads[1]}, n_heads=heads[0], norm_type=norm_type,
+        no_bias=no_bias, tie_word_embeddings=is_tied, is_narrow=is_narrow, logit_scale=logit_scale,
+    )  # fmt: skip
+    check(model, lengths, [1 + extra] + [1] * (len(lengths) - 1))
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4"])
+def test_any_storage(storage: Storage) -> None:
+    check(make(n_heads=6, d_model=96), [300, 40], [2, 1], storage)
+
+
+def test_steps_one_after_the_other_are_one_pass() -> None:
+    texts = Texts(make(), [120], "float32")
+    twin, ids = copy.deepcopy(texts), list(range(16))
+    whole = twin.run([16], ids)
+    for i in ids:
+        torch.testing.assert_close(texts.step([1], [i])[0], whole[i], rtol=1e-4, atol=1e-4)
+        texts.tables[0].num_tokens += 1
+
+
+def test_weights_that_change_are_read_as_they_are() -> None:
+    model = make(is_narrow=True)
+    texts = Texts(model, [40], "float32")
+    native = NativeStep(model, texts.pool, None, epsilon=1e-6)
+    native.step(texts.segments([1]), [3])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.37)
+    assert native.can_take(texts.segments([1]))
+    changed = native.step(texts.segments([1]), [3])[1]
+    torch.testing.assert_close(changed, texts.run([1], [3]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_it_does_not_run_is_left_to_the_model() -> None:
+    def takes(model: MPT, count: int = 1) -> bool:
+        texts = Texts(model, [4], "float32")
+        return NativeStep(model, texts.pool, None, epsilon=1e-6).can_take(texts.segments([count]))
+
+    assert takes(make())
+    assert takes(make(), 16)
+    assert not takes(make(), 17)
+    assert not takes(make().double())
+    assert not takes(make().bfloat16())
+    assert not takes(make().train())
+    watched = make()
+    watched.transformer.blocks[0].register_forward_hook(lambda *_: None)
+    assert not takes(watched)
+    wrapped = make()
+    wrapped.transformer.blocks[0].ffn.up_proj = torch.nn.Linear(48, 192, bias=False)  # type: ignore[union-attr]
+    assert not takes(wrapped)
+    assert not takes(make(attn={"alibi": False}, max_seq_len=4), 1)
+
+
+def test_a_missing_page_changes_nothing() -> None:
+    texts = Texts(make(), [128], "float32")
+    texts.tables[0].ids_LKP[1, 2, 1] = -1
+    before = copy.deepcopy(texts)
+    with pytest.raises(IndexError, match="not all in the pool"):
+        texts.step([1], [3])
+    assert torch.equal(texts.pool.keys.data_PWD, before.pool.keys.data_PWD)
+
+
+def test_ids_and_tables_that_do_not_fit_are_refused() -> None:
+    texts = Texts(make(), [3], "float32")
+    for ids, counts in (([61], [1]), ([-1], [1]), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="vocabulary|new tokens"):
+            texts.step(counts, ids)
+    texts.tables[0].num_tokens = 128
+    with pytest.raises(ValueError, match="pages for them"):
+        texts.step([1], [1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_heard(value: float) -> None:
+    model = make()
+    with torch.no_grad():
+        model.transformer.blocks[1].ffn.up_proj.weight[5, 7] = value  # type: ignore[union-attr, index]
+    assert not Texts(model, [4], "float32").step([1], [3]).isfinite().any()
