@@ -17,8 +17,8 @@ LITE: dict[str, Any] = {
     "sampler_order": [6, 0, 1, 3, 4, 2, 5], "memory": "It was night. ", "trim_stop": True, "genkey": "KCPP3021",
     "min_p": 0, "dynatemp_range": 0, "dynatemp_exponent": 1, "smoothing_factor": 0, "nsigma": 0, "banned_tokens": [],
     "render_special": False, "logprobs": True, "replace_instruct_placeholders": True, "presence_penalty": 0,
-    "logit_bias": {}, "stop_sequence": ["\n\n\n"], "use_default_badwordsids": False, "bypass_eos": True, "sampler_seed": 3,
-    "prompt": PROMPT,
+    "logit_bias": {}, "stop_sequence": ["\n\n\n"], "use_default_badwordsids": False, "bypass_eos": True,
+    "sampler_seed": 3, "prompt": PROMPT,
 }  # fmt: skip
 SILLY: dict[str, Any] = {
     "prompt": PROMPT, "model": "little", "max_new_tokens": 12, "max_tokens": 12, "logprobs": 10, "temperature": 0.9,
