@@ -18,8 +18,7 @@ LITE: dict[str, Any] = {
     "min_p": 0, "dynatemp_range": 0, "dynatemp_exponent": 1, "smoothing_factor": 0, "nsigma": 0, "banned_tokens": [],
     "render_special": False, "logprobs": True, "replace_instruct_placeholders": True, "presence_penalty": 0,
     "logit_bias": {}, "stop_sequence": ["\n\n\n"], "use_default_badwordsids": False, "bypass_eos": True,
-    "sampler_seed": 3,
-    "prompt": PROMPT,
+    "sampler_seed": 3, "prompt": PROMPT,
 }  # fmt: skip
 SILLY: dict[str, Any] = {
     "prompt": PROMPT, "model": "little", "max_new_tokens": 12, "max_tokens": 12, "logprobs": 10, "temperature": 0.9,
