@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from epilogue.data import Shards, WindowLoader
+from epilogue.data import Batch, Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
 from epilogue.train.interrupts import interrupts_held
 from epilogue.train.metrics import Evaluation, evaluate
@@ -64,7 +64,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
         should_compile = recipe.compile and self.device == "cuda"
-        self._loss: Callable[[Tensor, Tensor], Tensor] = (
+        self._loss: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
             torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
         )
 
@@ -90,7 +90,7 @@ class Trainer:
         try:
             while self.step < self.recipe.steps:
                 started_s = time.perf_counter()
-                loss = self._train_step(*next(batches))
+                loss = self._train_step(next(batches))
                 on_step(self._report(loss, time.perf_counter() - started_s))
                 if self._is_due(self.recipe.save_every_steps):
                     self._save()
@@ -109,9 +109,9 @@ class Trainer:
         with self._autocast():
             return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
 
-    def _train_step(self, ids_BT: Tensor, targets_BT: Tensor) -> float:
+    def _train_step(self, batch: Batch) -> float:
         """One optimizer step, whole or not at all; the loss before it."""
-        loss = self._accumulate_gradients(ids_BT, targets_BT)
+        loss = self._accumulate_gradients(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
@@ -128,17 +128,17 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
 
-    def _accumulate_gradients(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Gradients of the mean loss over the batch, which is returned, one micro-batch after the other."""
+    def _accumulate_gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss over the batch's targets, which is returned, one micro-batch after the other."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
-        rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
-        micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
         total = torch.zeros((), device=self.device)
-        for ids, targets in micro_batches:
+        for part in batch.split(self.recipe.micro_batch_tokens // self.recipe.context_tokens):
+            share = int((part.targets_BT >= 0).sum()) / batch.num_targets
+            starts_BT = None if part.document_start_BT is None else part.document_start_BT.to(self.device)
             with self._autocast():
-                loss = self._loss(ids.to(self.device), targets.to(self.device)) / len(micro_batches)
+                loss = self._loss(part.ids_BT.to(self.device), part.targets_BT.to(self.device), starts_BT) * share
             loss.backward()
             total += loss.detach()
         return total
