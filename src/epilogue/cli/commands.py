@@ -183,8 +183,12 @@ def prepare(
     out: options.Out,
     tokenizer: options.GivenTokenizer = None,
     vocab_size: options.VocabSize = 8192,
+    workers: options.Workers = 1,
 ) -> None:
     """Turn books into token shards to train on.
+
+    The shards are the same to the byte for any number of workers. Ctrl-C keeps the books that are done; the same
+    command goes on from there.
 
     Example:
 
@@ -192,7 +196,27 @@ def prepare(
     """
     from epilogue.cli.prepare import run_prepare
 
-    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size)
+    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size, num_workers=workers)
+
+
+shards_app = typer.Typer(help="Look at token shards.", no_args_is_help=True)
+app.add_typer(shards_app, name="shards", rich_help_panel=None)
+
+
+@shards_app.command("inspect")
+def inspect_shards(folder: options.ShardFolder, json: options.Json = False) -> None:
+    """Show what shards hold: books and their lengths, tokens, tokenizer, files."""
+    from epilogue.cli.shards import run_inspect
+
+    run_inspect(folder, as_json=json)
+
+
+@shards_app.command("verify")
+def verify_shards(folder: options.ShardFolder, json: options.Json = False) -> None:
+    """Read every file and hold it to its SHA-256; what is damaged is named."""
+    from epilogue.cli.shards import run_verify
+
+    run_verify(folder, as_json=json)
 
 
 @app.command(short_help="Train a model by a recipe, or go on with a run.")
@@ -218,19 +242,51 @@ def train(
 def evaluate(
     texts: options.Texts,
     model: options.Model = None,
-    context: options.Context = 65536,
+    contexts: options.Contexts = None,
+    targets: options.Targets = 8192,
     books: options.NumBooks = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    epsilon: options.Epsilon = 1e-6,
     json: options.Json = False,
 ) -> None:
     """Measure bits per byte, and loss by position in the book.
 
-    Fewer bits are better. A model that uses what it has read needs fewer of them further into a book.
-    """
-    from epilogue.cli.evaluate import run_evaluate
+    Fewer bits are better. A model that uses what it has read needs fewer of them further into a book. Books are harder
+    in some places than in others, so --contexts scores the same tokens with shorter and longer windows before them.
 
-    run_evaluate(texts, model=model, context_tokens=context, max_books=books, device=device, dtype=dtype, as_json=json)
+    Examples:
+
+      epilogue evaluate held-out/ --model runs/mine/step-0001000 --json > runs/mine/by-position.json
+
+      epilogue evaluate held-out/ --contexts 2k,8k,64k
+    """
+    from epilogue.cli.evaluate import EvaluateOptions, run_evaluate
+
+    run_evaluate(
+        EvaluateOptions(
+            texts=texts, model=model, context_tokens=context, contexts=contexts, num_targets=targets, max_books=books,
+            device=device, dtype=dtype, epsilon=epsilon, as_json=json,
+        )
+    )  # fmt: skip
+
+
+@app.command(short_help="Draw runs and evaluations.")
+def plot(sources: options.PlotSources) -> None:
+    """Draw loss curves of runs, loss by position and loss by context as a PNG.
+
+    A run's folder brings its log, though it be under way, and every .json in it that `epilogue evaluate` printed. What
+    ends in .png is where the picture goes; RUN/plot.png if there is none. Needs the extra: pip install 'epilogue[plot]'.
+
+    Examples:
+
+      epilogue plot runs/mine
+
+      epilogue plot runs/one runs/other by-context.json compared.png
+    """
+    from epilogue.cli.plot import run_plot
+
+    run_plot(sources)
 
 
 @app.command(short_help="Measure how fast a model reads and writes.")
