@@ -1,4 +1,4 @@
-"""Every token is dealt out once an epoch, the order is a function of the seed, and any start, rank or worker fits it."""
+"""Every token is dealt out once an epoch, the order is a function of the seed, and any start, rank or worker fits."""
 
 import pickle
 from collections import Counter

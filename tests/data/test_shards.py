@@ -212,7 +212,9 @@ def test_verify_names_every_file(folder: Path) -> None:
     flip(folder / "tokens-00000.bin", 0)
     flip(folder / "tokens-00001.bin", 0)
     flip(folder / "tokenizer.json", 0)
-    with pytest.raises(ShardError, match=r"00000\.bin, .*00001\.bin, .*tokenizer\.json are damaged .*'Book 0', 'Book 2'"):
+    with pytest.raises(
+        ShardError, match=r"00000\.bin, .*00001\.bin, .*tokenizer\.json are damaged .*'Book 0', 'Book 2'"
+    ):
         Shards(folder).verify()
 
 

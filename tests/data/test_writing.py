@@ -69,7 +69,9 @@ def test_an_interrupted_run_is_gone_on_with(
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(at=st.integers(1, 9), name=st.sampled_from(["tokens", "documents"]), cut=st.integers(0, 400), flips=st.booleans())
+@given(
+    at=st.integers(1, 9), name=st.sampled_from(["tokens", "documents"]), cut=st.integers(0, 400), flips=st.booleans()
+)
 def test_what_a_crash_damaged_is_made_anew(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Tokenizer,

@@ -18,6 +18,7 @@ from epilogue.cli.settings import (
     name_of,
     named_size,
     open_model,
+    parse_lengths,
     random_model,
 )
 from epilogue.engine import Engine, Storage

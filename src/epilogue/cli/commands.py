@@ -9,6 +9,8 @@ import typer
 
 import epilogue
 from epilogue.cli import options
+from epilogue.cli.shards_commands import shards_app
+from epilogue.cli.states_commands import states_app
 
 app = typer.Typer(
     name="epilogue",
@@ -128,39 +130,7 @@ def read(
     )  # fmt: skip
 
 
-states_app = typer.Typer(help="List and remove what is kept of books that were read.", no_args_is_help=True)
 app.add_typer(states_app, name="states", rich_help_panel=None)
-
-
-@states_app.command("list")
-def list_states(
-    states: options.States = None,
-    states_gib: options.StatesGib = None,
-    json: options.Json = False,
-) -> None:
-    """Show what is kept, the book used last first."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_list
-
-    run_list(library_at(states, states_gib), as_json=json)
-
-
-@states_app.command("remove")
-def remove_states(ids: options.Ids, states: options.States = None) -> None:
-    """Remove some of what is kept."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_remove
-
-    run_remove(library_at(states, None), ids)
-
-
-@states_app.command("clear")
-def clear_states(states: options.States = None) -> None:
-    """Remove all that is kept."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_clear
-
-    run_clear(library_at(states, None))
 
 
 @app.command()
@@ -199,24 +169,7 @@ def prepare(
     run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size, num_workers=workers)
 
 
-shards_app = typer.Typer(help="Look at token shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards", rich_help_panel=None)
-
-
-@shards_app.command("inspect")
-def inspect_shards(folder: options.ShardFolder, json: options.Json = False) -> None:
-    """Show what shards hold: books and their lengths, tokens, tokenizer, files."""
-    from epilogue.cli.shards import run_inspect
-
-    run_inspect(folder, as_json=json)
-
-
-@shards_app.command("verify")
-def verify_shards(folder: options.ShardFolder, json: options.Json = False) -> None:
-    """Read every file and hold it to its SHA-256; what is damaged is named."""
-    from epilogue.cli.shards import run_verify
-
-    run_verify(folder, as_json=json)
 
 
 @app.command(short_help="Train a model by a recipe, or go on with a run.")
@@ -242,6 +195,7 @@ def train(
 def evaluate(
     texts: options.Texts,
     model: options.Model = None,
+    context: options.Context = 65536,
     contexts: options.Contexts = None,
     targets: options.Targets = 8192,
     books: options.NumBooks = None,
@@ -276,7 +230,7 @@ def plot(sources: options.PlotSources) -> None:
     """Draw loss curves of runs, loss by position and loss by context as a PNG.
 
     A run's folder brings its log, though it be under way, and every .json in it that `epilogue evaluate` printed. What
-    ends in .png is where the picture goes; RUN/plot.png if there is none. Needs the extra: pip install 'epilogue[plot]'.
+    ends in .png is where the picture goes; RUN/plot.png if there is none. It needs the extra [plot].
 
     Examples:
 

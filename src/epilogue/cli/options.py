@@ -177,9 +177,7 @@ GivenTokenizer = Annotated[
 VocabSize = Annotated[
     int, typer.Option("--vocab-size", metavar="N", min=258, help="How many tokens a learned vocabulary has.")
 ]
-Workers = Annotated[
-    int, typer.Option("--workers", metavar="N", min=1, help="So many processes cut books into tokens.")
-]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="So many processes cut books into tokens.")]
 
 # Of `shards`.
 ShardFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What `epilogue prepare` made.")]

@@ -10,9 +10,7 @@ from epilogue.errors import ShardError
 from epilogue.text import Tokenizer
 
 
-def run_prepare(
-    sources: list[Path], out: Path, *, tokenizer: Path | None, vocab_size: int, num_workers: int
-) -> None:
+def run_prepare(sources: list[Path], out: Path, *, tokenizer: Path | None, vocab_size: int, num_workers: int) -> None:
     """Write shards, with the books and tokens so far on stderr.
 
     Raises:

@@ -128,8 +128,8 @@ def _check(ablation: ContextAblation, model: MPT) -> None:
     for context in contexts:
         if context % 2 or num_targets % min(context // 2, num_targets) or 2 * num_targets > contexts[-1]:
             raise RequestError(
-                f"{num_targets} targets cannot be scored in half windows of {context} tokens; give contexts and targets "
-                "that are powers of two, and at most half the longest context of targets"
+                f"{num_targets} targets cannot be scored in half windows of {context} tokens; give contexts and "
+                "targets that are powers of two, and at most half as many targets as the longest context"
             )
     if model.config.has_position_embedding and contexts[-1] > model.config.max_seq_len:
         raise RequestError(

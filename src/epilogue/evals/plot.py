@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,15 +54,13 @@ def draw(drawn: Drawn) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RequestError("pictures need matplotlib; pip install 'epilogue[plot]'") from error
-    panels = [
-        (panel, curves)
-        for panel, curves in (
-            (_draw_runs, [run for run in drawn.runs if run.training or run.validation]),
-            (_draw_positions, drawn.by_position),
-            (_draw_contexts, drawn.by_context),
-        )
-        if curves
+    runs = [run for run in drawn.runs if run.training or run.validation]
+    every: list[tuple[Callable[[Any, Any], None], Any]] = [
+        (_draw_runs, runs),
+        (_draw_positions, drawn.by_position),
+        (_draw_contexts, drawn.by_context),
     ]
+    panels = [(panel, curves) for panel, curves in every if curves]
     if not panels:
         raise RequestError("there is nothing to draw yet; wait for the first step, or give an evaluation's file")
     figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
@@ -93,7 +91,9 @@ def _draw_runs(axes: Any, runs: list[RunCurves]) -> None:
         [line] = axes.plot(*_columns(_smoothed(run.training)), label=f"{run.name}, training")
         axes.plot(*_columns(run.training), color=line.get_color(), alpha=0.2, linewidth=0.6)
         if run.validation:
-            axes.plot(*_columns(run.validation), "o--", color=line.get_color(), markersize=4, label=f"{run.name}, held out")
+            axes.plot(
+                *_columns(run.validation), "o--", color=line.get_color(), markersize=4, label=f"{run.name}, held out"
+            )
     axes.set_xlabel("step")
     axes.set_title("loss")
 

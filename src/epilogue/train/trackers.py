@@ -31,7 +31,7 @@ class TensorBoard:
     def __init__(self, recipe: Recipe, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(Path(recipe.out) / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(Path(recipe.out) / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """A scalar each."""
@@ -61,7 +61,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of the experiment epilogue, at the server that MLFLOW_TRACKING_URI names or in MLflow's own default place."""
+    """A run of the experiment epilogue, at the server that MLFLOW_TRACKING_URI names or in MLflow's own place."""
 
     def __init__(self, recipe: Recipe, step: int) -> None:
         import mlflow
