@@ -9,7 +9,7 @@ import pytest
 
 from cli.material import Run, interrupt
 from cli.test_process import needs_posix, start
-from epilogue.cli.bench import parse_lengths
+from epilogue.cli.settings import parse_lengths
 from epilogue.engine import Engine
 from epilogue.evals import Ceilings
 
@@ -137,5 +137,5 @@ def test_a_process(tiny: Path) -> None:
 
 
 def test_lengths() -> None:
-    assert parse_lengths("8k, 2K,100,2048") == [100, 2048, 8192]
-    assert max(parse_lengths("82k")) == 83968
+    assert parse_lengths("8k, 2K,100,2048", option="--lengths") == [100, 2048, 8192]
+    assert max(parse_lengths("82k", option="--lengths")) == 83968

@@ -1,6 +1,7 @@
 """`epilogue prepare`, `train` and `evaluate`: from a book to a checkpoint and its figures."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ evaluate_tokens: 32
 warmup_steps: 1
 model: {{size: tiny}}
 """
+
+
+@pytest.fixture(autouse=True)
+def peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in tests/evals; here a second each is saved."""
+    monkeypatch.setattr("epilogue.cli.train.measure_flop_per_s", lambda *place: 1e9)
 
 
 @pytest.fixture
@@ -49,7 +56,7 @@ def test_prepare_leaves_no_halves(run: Run, tiny: Path, book: Path, tmp_path: Pa
     (tmp_path / "empty.txt").write_bytes(b"")
     done = run("prepare", book, tmp_path / bad, "--tokenizer", tiny, "--out", tmp_path / "shards")
     assert bad in done.complaint
-    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+    assert not (tmp_path / "shards").exists()
 
 
 def test_prepare_where_nothing_can_be_written(run: Run, tiny: Path, book: Path, tmp_path: Path) -> None:
@@ -60,11 +67,31 @@ def test_prepare_where_nothing_can_be_written(run: Run, tiny: Path, book: Path, 
 def test_ctrl_c_while_preparing(
     run: Run, tiny: Path, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt(monkeypatch, "preparing", at=1)
-    done = run("prepare", book, "--tokenizer", tiny, "--out", tmp_path / "shards")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "preparing", at=1)
+        done = run("prepare", book, "--tokenizer", tiny, "--out", tmp_path / "shards")
     assert (done.code, done.out) == (130, "")
-    assert "stopped after 1 book" in done.err
-    assert not list(tmp_path.iterdir())
+    assert "stopped after 1 book; the same command goes on from there" in done.err
+    assert not (tmp_path / "shards").exists()
+    done = run("prepare", book, "--tokenizer", tiny, "--out", tmp_path / "shards")
+    assert done.code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_shards_are_shown_and_verified(run: Run, recipe: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    said = json.loads(run("shards", "inspect", shards, "--json").out)
+    assert (said["books"], said["dtype"], said["pipeline"]) == (2, "uint16", "prepare-1")
+    assert said["tokens"] == Shards(shards).num_tokens
+    assert f"{said['tokens']:,}" in run("shards", "inspect", shards).out
+    assert "tokens-00000.bin" in run("shards", "verify", shards).out
+    assert set(json.loads(run("shards", "verify", shards, "--json").out)["files"]) == set(said["file_bytes"])
+    data = bytearray((shards / "tokens-00000.bin").read_bytes())
+    data[0] ^= 1
+    (shards / "tokens-00000.bin").write_bytes(data)
+    assert "tokens-00000.bin is damaged (SHA-256 differs; in 'The Pier')" in run("shards", "verify", shards).complaint
+    (shards / "tokens-00000.bin").write_bytes(data[:-1])
+    assert "tokens-00000.bin has" in run("shards", "inspect", shards).complaint
 
 
 def test_train_and_write_with_it(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:
@@ -77,6 +104,33 @@ def test_train_and_write_with_it(run: Run, recipe: Path, book: Path, tmp_path: P
     again = run("train", recipe, "--json")
     assert json.loads(again.out) == {"checkpoint": str(checkpoint), "evaluations": []}
     assert "there is nothing to do" in again.err
+
+
+def test_the_progress_line_and_the_log(run: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epilogue.cli.progress._EVERY_S", 0.0)
+    done = run("train", recipe)
+    said = re.search(
+        r"training: (\d) of 2 steps, loss [\d.]+, [\d.]+ bits/byte, [\d,]+ tok/s, MFU [\d.]+%, .*iB, about", done.err
+    )
+    assert said
+    first, *_ = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert first.keys() == {
+        "step", "loss", "bits_per_byte", "tokens_per_s", "mfu", "memory_bytes", "learning_rate"
+    }  # fmt: skip
+
+
+def test_plot(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "run"
+    assert run("train", recipe).code == 0
+    said = run("evaluate", book, "--model", out / "step-0000002", "--json")
+    (out / "by-position.json").write_text(said.out)
+    assert run("plot", out).out == f"{out / 'plot.png'}\n"
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert run("plot", out, out / "by-position.json", tmp_path / "two.png").out == f"{tmp_path / 'two.png'}\n"
+    assert "has no log.jsonl" in run("plot", tmp_path).complaint
+    assert "neither a run's folder nor a file" in run("plot", recipe).complaint
+    assert "name the runs to draw" in run("plot", tmp_path / "alone.png").complaint
 
 
 def test_ctrl_c_while_training_saves(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +186,19 @@ def test_the_drawing_fits_eighty_columns(run: Run, tiny: Path, tmp_path: Path) -
     assert len(lines) > 4
     assert max(map(len, lines)) <= 80
     assert sum("█" * 28 in line for line in lines) == 1
+
+
+def test_evaluate_the_same_tokens_under_several_contexts(run: Run, tiny: Path, book: Path) -> None:
+    arguments = ("evaluate", book, book, "--model", tiny, "--contexts", "16,64", "--targets", 16)
+    said = json.loads(run(*arguments, "--json").out)
+    assert (said["num_books"], said["targets_per_book"]) == (2, 16)
+    first, second = said["by_context"]
+    assert (first["context_tokens"], first["change"], second["context_tokens"]) == (16, 0, 64)
+    heading, *rows = run(*arguments).out.splitlines()
+    assert heading.split()[0] == "window"
+    assert [row.split()[0] for row in rows] == ["16", "64"]
+    assert "no book has the 65,536 tokens" in run(*arguments[:5], "--contexts", "2k,64k").complaint
+    assert "--contexts takes numbers" in run(*arguments[:5], "--contexts", "many").complaint
 
 
 def test_evaluate_stops_where_told(run: Run, tiny: Path, book: Path) -> None:

@@ -18,14 +18,14 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def make_shards(tmp_path: Path, tokenizer: Tokenizer) -> MakeShards:
-    """Shards with a book of each length, end-of-text counted; book b has the ids b * 1000, b * 1000 + 1, ..."""
+    """Shards with a book of each length, end-of-text counted; book b has the ids b * 1000 + 1, b * 1000 + 2, ..."""
 
     def make(lengths: Sequence[int]) -> Shards:
         folder = tmp_path / f"shards-{len(list(tmp_path.iterdir()))}"
         writer = ShardWriter(folder, tokenizer, max_file_tokens=300)
         for book, length in enumerate(lengths):
-            ids = range(book * 1000, book * 1000 + length - 1)
-            writer.add(ids, id=f"book-{book}", title="", num_bytes=2 * length)
+            ids = range(book * 1000 + 1, book * 1000 + length)
+            writer.add(ids, id=f"book-{book}", title="", text=b"ab" * length)
         writer.finish()
         return Shards(folder)
 

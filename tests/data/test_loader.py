@@ -1,5 +1,6 @@
-"""Every window lies inside one book, the order is a function of the seed, and starting anywhere is exact."""
+"""Every token is dealt out once an epoch, the order is a function of the seed, and any start, rank or worker fits."""
 
+import pickle
 from collections import Counter
 from itertools import islice
 
@@ -9,91 +10,147 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.conftest import MakeShards
-from epilogue.data import WindowLoader
+from epilogue.data import Batch, WindowLoader
 from epilogue.errors import ShardError
 
-Rows = list[list[int]]
+
+def assert_same(one: Batch, other: Batch) -> None:
+    for name, value in vars(one).items():
+        there = getattr(other, name)
+        assert torch.equal(value, there) if isinstance(value, torch.Tensor) else value == there, name
 
 
-def rows(loader: WindowLoader, num_batches: int, *, start: int = 0) -> Rows:
-    """Each batch's ids, the targets' last one included, as one list of numbers a batch."""
-    found = []
-    for ids_BT, targets_BT in islice(loader.batches(start=start), num_batches):
-        assert ids_BT.dtype == targets_BT.dtype == torch.int64
-        assert ids_BT.shape == targets_BT.shape == (loader.batch, loader.num_tokens)
-        assert torch.equal(ids_BT[:, 1:], targets_BT[:, :-1])
-        found.append(torch.cat([ids_BT, targets_BT[:, -1:]], 1).flatten().tolist())
-    return found
+def starts_of(batch: Batch) -> torch.Tensor:
+    return torch.zeros_like(batch.ids_BT) if batch.document_start_BT is None else batch.document_start_BT
 
 
+def joined(parts: list[Batch]) -> Batch:
+    starts = torch.cat([starts_of(part) for part in parts])
+    return Batch(
+        ids_BT=torch.cat([part.ids_BT for part in parts]),
+        targets_BT=torch.cat([part.targets_BT for part in parts]),
+        document_start_BT=starts if starts.any() else None,
+        num_targets=parts[0].num_targets,
+        num_pairs=parts[0].num_pairs,
+    )
+
+
+any_shards = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 lengths = st.lists(st.integers(2, 60), min_size=1, max_size=6)
+seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths, st.integers(1, 20), st.integers(1, 4), st.integers(0, 30), st.integers(0, 2**32 - 1))
+@any_shards
+@given(lengths, st.integers(1, 20), st.integers(1, 4), st.integers(0, 30), seeds)
 def test_any_start_gives_what_would_have_come(
     make_shards: MakeShards, lengths: list[int], num_tokens: int, batch: int, start: int, seed: int
 ) -> None:
-    try:
-        loader = WindowLoader(make_shards(lengths), num_tokens=num_tokens, batch=batch, seed=seed)
-    except ShardError:
-        return
-    assert rows(loader, 5, start=start) == rows(loader, start + 5)[start:]
+    loader = WindowLoader(make_shards(lengths), num_tokens=num_tokens, batch=batch, seed=seed)
+    whole = list(islice(loader.batches(), start + 3))
+    for resumed, uninterrupted in zip(islice(loader.batches(start=start), 3), whole[start:], strict=True):
+        assert_same(resumed, uninterrupted)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths, st.integers(1, 20), st.integers(0, 5))
-def test_an_epoch_predicts_every_token_of_a_long_enough_book_once_or_twice(
-    make_shards: MakeShards, lengths: list[int], num_tokens: int, epoch: int
+@any_shards
+@given(lengths, st.integers(1, 20), st.integers(1, 3), st.integers(1, 4), st.integers(0, 9), seeds)
+def test_ranks_together_are_one_process(
+    make_shards: MakeShards, lengths: list[int], num_tokens: int, rows: int, num_ranks: int, index: int, seed: int
 ) -> None:
     shards = make_shards(lengths)
-    if max(lengths) <= num_tokens:
-        with pytest.raises(ShardError, match=f"the longest has {max(lengths)}"):
-            WindowLoader(shards, num_tokens=num_tokens, batch=1)
-        return
-    loader = WindowLoader(shards, num_tokens=num_tokens, batch=1, seed=3)
-    times: Counter[tuple[int, int]] = Counter()
-    for window in rows(loader, loader.num_windows, start=epoch * loader.num_windows):
-        book, first = divmod(window[0], 1000)
-        last = lengths[book] - 1
-        whole = [book * 1000 + place if place < last else 0 for place in range(last + 1)]
-        assert window == whole[first : first + num_tokens + 1]
-        times.update((book, place) for place in range(first + 1, first + num_tokens + 1))
-    for book, length in enumerate(lengths):
-        per_place = [times[book, place] for place in range(1, length)]
-        assert set(per_place) <= ({1, 2} if length > num_tokens else {0})
-        assert sum(per_place) < length - 1 + num_tokens
-        assert not sum(per_place) % num_tokens
+    sizes = {"num_tokens": num_tokens, "batch": rows * num_ranks, "seed": seed}
+    parts = [WindowLoader(shards, rank=rank, num_ranks=num_ranks, **sizes)[index] for rank in range(num_ranks)]
+    assert {len(part.ids_BT) for part in parts} == {rows}
+    assert_same(joined(parts), WindowLoader(shards, **sizes)[index])
+
+
+@any_shards
+@given(lengths, st.integers(1, 20), st.integers(0, 4), seeds)
+def test_an_epoch_predicts_every_token_once_from_what_stands_before_it(
+    make_shards: MakeShards, lengths: list[int], num_tokens: int, epoch: int, seed: int
+) -> None:
+    shards = make_shards(lengths)
+    eos = shards.tokenizer.eos_id
+    loader = WindowLoader(shards, num_tokens=num_tokens, batch=1, seed=seed)
+    times: Counter[int] = Counter()
+    for index in range(epoch * loader.num_rows, (epoch + 1) * loader.num_rows):
+        batch = loader[index]
+        predicted, num_pairs = batch.targets_BT[0] >= 0, 0
+        assert batch.num_targets == int(predicted.sum())
+        ids, targets, starts = batch.ids_BT[0].tolist(), batch.targets_BT[0].tolist(), starts_of(batch)[0].tolist()
+        for place in range(batch.num_targets):
+            num_pairs += place - starts[place] + 1
+            before = ids[starts[place] : place + 1]
+            assert before == list(range(before[0], before[0] + len(before)))  # one book's tokens, none left out
+            ends = before[-1] % 1000 == lengths[before[-1] // 1000] - 1
+            assert targets[place] == (eos if ends else before[-1] + 1)
+            times[before[-1] // 1000 * 1000 + before[-1] % 1000 + 1] += 1
+        assert num_pairs == batch.num_pairs
+        assert set(targets[batch.num_targets :]) <= {-100}
+    assert times == Counter({b * 1000 + i: 1 for b, n in enumerate(lengths) for i in range(2, n + 1)})
+
+
+@any_shards
+@given(lengths, st.integers(1, 20), st.integers(1, 6))
+def test_batches_run_over_the_ends_of_epochs(
+    make_shards: MakeShards, lengths: list[int], num_tokens: int, batch: int
+) -> None:
+    shards = make_shards(lengths)
+    one = WindowLoader(shards, num_tokens=num_tokens, batch=1, seed=7)
+    many = WindowLoader(shards, num_tokens=num_tokens, batch=batch, seed=7)
+    for index in range(one.num_rows // batch + 2):
+        rows = torch.cat([one[index * batch + i].ids_BT for i in range(batch)])
+        assert torch.equal(many[index].ids_BT, rows)
 
 
 def test_epochs_are_shuffled_and_cut_differently(make_shards: MakeShards) -> None:
-    loader = WindowLoader(make_shards([95, 61]), num_tokens=10, batch=1)
-    first, second = rows(loader, 16), rows(loader, 16, start=16)
-    assert first != sorted(first)
-    assert sorted(first) != sorted(second)
+    loader = WindowLoader(make_shards([96, 66]), num_tokens=10, batch=1)
+    epochs = [[loader[e * loader.num_rows + i].ids_BT[0, 0].item() for i in range(loader.num_rows)] for e in range(4)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1
+    assert epochs[0] != sorted(epochs[0])
 
 
 def test_a_seed_is_an_order(make_shards: MakeShards) -> None:
     shards = make_shards([90, 60, 33])
-    orders = [rows(WindowLoader(shards, num_tokens=8, batch=2, seed=seed), 12) for seed in (1, 1, 2)]
+    orders = [WindowLoader(shards, num_tokens=8, batch=20, seed=seed)[0].ids_BT.tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_windows_that_do_not_fill_a_batch_are_dropped(make_shards: MakeShards) -> None:
-    loader = WindowLoader(make_shards([71]), num_tokens=10, batch=4)
-    assert (loader.num_windows, loader.batches_per_epoch) == (7, 1)
-    for [epoch] in (rows(loader, 1, start=start) for start in range(5)):
-        assert len({epoch[i * 11] for i in range(4)}) == 4
+def test_micro_batches_are_the_batch(make_shards: MakeShards) -> None:
+    batch = WindowLoader(make_shards([95, 20, 3, 4]), num_tokens=10, batch=11)[0]
+    parts = batch.split(3)
+    assert [len(part.ids_BT) for part in parts] == [3, 3, 3, 2]
+    assert any(part.document_start_BT is None for part in batch.split(1))
+    assert_same(joined(parts), batch)
 
 
-def test_a_batch_larger_than_an_epoch_is_refused_at_once(make_shards: MakeShards) -> None:
-    with pytest.raises(ShardError, match=r"has 7 windows of 10 tokens, fewer than a batch of 8; choose"):
-        WindowLoader(make_shards([71]), num_tokens=10, batch=8)
+def test_a_row_without_seams_says_so(make_shards: MakeShards) -> None:
+    assert WindowLoader(make_shards([41]), num_tokens=10, batch=4)[0].document_start_BT is None
 
 
-def test_shards_without_a_book_are_refused(make_shards: MakeShards) -> None:
-    with pytest.raises(ShardError, match="the longest has 0"):
-        WindowLoader(make_shards([]), num_tokens=10, batch=1)
+def test_far_in_is_as_near_as_the_beginning(make_shards: MakeShards) -> None:
+    loader = WindowLoader(make_shards([90]), num_tokens=10, batch=2)
+    assert loader[10**12].ids_BT.shape == (2, 10)
+
+
+def test_a_copy_in_another_process_deals_the_same(make_shards: MakeShards) -> None:
+    loader = WindowLoader(make_shards([90, 31]), num_tokens=10, batch=3, seed=2)
+    assert_same(pickle.loads(pickle.dumps(loader))[5], loader[5])
+
+
+def test_workers_of_torch_keep_the_order(make_shards: MakeShards) -> None:
+    loader = WindowLoader(make_shards([90, 31]), num_tokens=10, batch=3, seed=2)
+    workers = torch.utils.data.DataLoader(
+        loader, batch_size=None, sampler=range(4, 9), num_workers=2, multiprocessing_context="fork"
+    )
+    for index, batch in enumerate(workers, start=4):
+        assert_same(batch, loader[index])
+
+
+@pytest.mark.parametrize("lengths", [[], [1, 1]])
+def test_shards_without_a_token_to_predict_are_refused(make_shards: MakeShards, lengths: list[int]) -> None:
+    with pytest.raises(ShardError, match="has a token to predict; prepare"):
+        WindowLoader(make_shards(lengths), num_tokens=10, batch=1)
 
 
 @pytest.mark.parametrize("wrong", [{"num_tokens": 0}, {"batch": 0}, {"seed": -1}])
@@ -102,15 +159,7 @@ def test_wrong_calls(make_shards: MakeShards, wrong: dict[str, int]) -> None:
         WindowLoader(make_shards([71]), **({"num_tokens": 10, "batch": 1} | wrong))
 
 
-def test_far_in_only_one_epoch_is_laid_out(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = WindowLoader(make_shards([90]), num_tokens=10, batch=1)
-    epochs: list[int] = []
-    real = WindowLoader._epoch
-
-    def counted(self: WindowLoader, epoch: int) -> object:
-        epochs.append(epoch)
-        return real(self, epoch)
-
-    monkeypatch.setattr(WindowLoader, "_epoch", counted)
-    rows(loader, 1, start=1_000_000 * loader.batches_per_epoch)
-    assert epochs == [1_000_000]
+@pytest.mark.parametrize("wrong", [{"rank": 2}, {"rank": -1}, {"batch": 3}])
+def test_ranks_that_do_not_fit(make_shards: MakeShards, wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="cannot have an equal part"):
+        WindowLoader(make_shards([71]), **({"num_tokens": 10, "batch": 4, "num_ranks": 2} | wrong))

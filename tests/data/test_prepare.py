@@ -38,17 +38,6 @@ def test_a_given_tokenizer_is_used(tmp_path: Path, books: Path, tokenizer: Token
     assert shards.tokenizer.fingerprint == tokenizer.fingerprint
 
 
-def test_an_interrupted_run_leaves_nothing_at_the_place(tmp_path: Path, books: Path, tokenizer: Tokenizer) -> None:
-    def stop(title: str, num_tokens: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare_shards([books], tmp_path / "s", tokenizer=tokenizer, on_book=stop)
-    assert not (tmp_path / "s").exists()
-    prepare_shards([books], tmp_path / "s", tokenizer=tokenizer).verify()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["books", "s"]
-
-
 def test_a_place_that_is_taken_is_said_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="exists already"):
         prepare_shards([tmp_path / "no such book"], tmp_path)

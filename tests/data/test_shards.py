@@ -1,7 +1,9 @@
 """Shards give back what was written, and damage of any kind is one sentence that names the file."""
 
 import json
+import pickle
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ class FakeTokenizer:
 def write(folder: Path, tokenizer: Any, books: list[list[int]], *, max_file_tokens: int = 1 << 26) -> Shards:
     writer = ShardWriter(folder, tokenizer, max_file_tokens=max_file_tokens)
     for number, ids in enumerate(books):
-        writer.add(ids, id=str(number), title=f"Book {number}", num_bytes=len(ids))
+        writer.add(ids, id=str(number), title=f"Book {number}", text=b"t" * len(ids))
     writer.finish()
     return Shards(folder)
 
@@ -47,6 +49,16 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
+
+
+def edit_document(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Of the first document; the manifest is told the new size."""
+    path = folder / "documents.jsonl"
+    first, *rest = path.read_text().splitlines()
+    document = json.loads(first)
+    change(document)
+    path.write_text("\n".join([json.dumps(document), *rest, ""]))
+    edit(folder, lambda m: m["files"][-2].update(num_bytes=path.stat().st_size))
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -100,41 +112,61 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.update(version=2),
+        lambda m: m.update(version=1),
         lambda m: m.update(format="other"),
         lambda m: m.pop("version"),
     ],
 )
 def test_another_version_is_refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(folder, change)
-    with pytest.raises(ShardError, match=r"manifest\.json is not of format epilogue-shards version 1"):
+    with pytest.raises(ShardError, match=r"manifest\.json is not of format epilogue-shards version 2"):
         Shards(folder)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.pop("documents"),
+        lambda m: m.pop("num_documents"),
         lambda m: m.pop("dtype"),
         lambda m: m.update(surprise=1),
         lambda m: m.update(dtype="float16"),
         lambda m: m.update(dtype=16),
         lambda m: m.update(files=3),
-        lambda m: m.update(documents=["a"]),
-        lambda m: m["documents"][0].pop("start"),
-        lambda m: m["documents"][0].update(start=-1),
-        lambda m: m["documents"][0].update(start=True),
-        lambda m: m["documents"][0].update(file=7),
-        lambda m: m["documents"][0].update(num_tokens=7),
+        lambda m: m["files"].pop(0),
+        lambda m: m["files"].pop(),
         lambda m: m["files"][0].update(name="../tokens-00000.bin"),
         lambda m: m["files"][0].update(name="..\\tokens-00000.bin"),
         lambda m: m["files"][0].update(name=""),
-        lambda m: m["files"][0].update(num_tokens="6"),
+        lambda m: m["files"][0].update(num_bytes="12"),
+        lambda m: m["files"][0].update(num_bytes=-1),
     ],
 )  # fmt: skip
 def test_a_manifest_that_cannot_be_true_is_refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(folder, change)
     with pytest.raises(ShardError, match=r"manifest\.json is damaged .*prepare the shards again"):
+        Shards(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.pop("start"),
+        lambda d: d.update(surprise=1),
+        lambda d: d.update(start=-1),
+        lambda d: d.update(start=True),
+        lambda d: d.update(file=7),
+        lambda d: d.update(num_tokens=7),
+    ],
+)  # fmt: skip
+def test_a_document_that_cannot_be_true_is_refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit_document(folder, change)
+    with pytest.raises(ShardError, match=r"documents\.jsonl is damaged .*prepare the shards again"):
+        Shards(folder)
+
+
+def test_documents_that_are_missing_are_counted(folder: Path) -> None:
+    edit(folder, lambda m: m.update(num_documents=4))
+    with pytest.raises(ShardError, match=r"documents\.jsonl has 3 documents, wanted 4"):
         Shards(folder)
 
 
@@ -164,17 +196,37 @@ def test_a_missing_file_is_refused(folder: Path) -> None:
         Shards(folder)
 
 
-def test_verify_finds_a_flipped_bit(folder: Path) -> None:
-    path = folder / "tokens-00001.bin"
+def flip(path: Path, place: int) -> None:
     data = bytearray(path.read_bytes())
-    data[2] ^= 1
+    data[place] ^= 1
     path.write_bytes(data)
-    with pytest.raises(ShardError, match=r"tokens-00001\.bin is damaged"):
+
+
+def test_verify_names_file_and_book_of_a_flipped_bit(folder: Path) -> None:
+    flip(folder / "tokens-00000.bin", 8)
+    with pytest.raises(ShardError, match=r"tokens-00000\.bin is damaged \(SHA-256 differs; in 'Book 1'\); prepare"):
         Shards(folder).verify()
 
 
+def test_verify_names_every_file(folder: Path) -> None:
+    flip(folder / "tokens-00000.bin", 0)
+    flip(folder / "tokens-00001.bin", 0)
+    flip(folder / "tokenizer.json", 0)
+    with pytest.raises(
+        ShardError, match=r"00000\.bin, .*00001\.bin, .*tokenizer\.json are damaged .*'Book 0', 'Book 2'"
+    ):
+        Shards(folder).verify()
+
+
+def replace_tokenizer(folder: Path, content: str) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(content)
+    described = {"num_bytes": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+    edit(folder, lambda m: m["files"][-1].update(described))
+
+
 def test_another_tokenizer_is_refused(folder: Path) -> None:
-    train_tokenizer(["a quite different text"], vocab_size=270).save(folder / "tokenizer.json")
+    replace_tokenizer(folder, train_tokenizer(["a quite different text"], vocab_size=270).definition)
     shards = Shards(folder)
     with pytest.raises(ShardError, match=r"tokenizer\.json did not make these shards"):
         _ = shards.tokenizer
@@ -182,10 +234,19 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
         shards.verify()
 
 
-@pytest.mark.parametrize("content", [None, "{}"])
-def test_a_damaged_tokenizer_is_refused(folder: Path, content: str | None) -> None:
-    (folder / "tokenizer.json").unlink()
-    if content is not None:
-        (folder / "tokenizer.json").write_text(content)
+def test_a_damaged_tokenizer_is_refused(folder: Path) -> None:
+    replace_tokenizer(folder, "{}")
     with pytest.raises(ShardError, match=r"tokenizer\.json cannot be used"):
         _ = Shards(folder).tokenizer
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "documents.jsonl"])
+def test_every_file_must_be_there(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ShardError, match=f"{name} is missing"):
+        Shards(folder)
+
+
+def test_a_copy_reads_the_same_folder(folder: Path) -> None:
+    shards = pickle.loads(pickle.dumps(Shards(folder)))
+    assert shards.tokens(shards.documents[0])[:3].tolist() == [5, 6, 7]

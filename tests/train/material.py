@@ -20,7 +20,7 @@ def write_shards(
     writer = ShardWriter(folder, tokenizer)
     for book in range(num_books):
         whole = f"Book {book}. " + text * (sentences + book)
-        writer.add(tokenizer.encode(whole), id=str(book), title="", num_bytes=len(whole.encode()))
+        writer.add(tokenizer.encode(whole), id=str(book), title="", text=whole.encode())
     writer.finish()
     return folder
 

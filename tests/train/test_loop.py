@@ -51,7 +51,7 @@ def test_micro_batches_add_up_to_the_batch(shards: Path, tmp_path: Path, name: O
     for micro_batch_tokens in (128, 32):
         recipe = tiny_recipe(shards, tmp_path, micro_batch_tokens=micro_batch_tokens, optimizer=optimizer(name))
         trainer = Trainer(recipe)
-        loss = trainer._accumulate_gradients(*next(trainer._windows.batches()))
+        loss = trainer._accumulate_gradients(trainer._windows[0])
         gradients.append({n: p.grad for n, p in trainer.model.named_parameters()} | {"loss": loss})
     for key, whole in gradients[0].items():
         assert whole is not None
@@ -78,24 +78,34 @@ def test_evaluations_come_when_due(shards: Path, tmp_path: Path) -> None:
     trainer.run(on_evaluation=lambda *args: seen.append(args))
     assert [step for step, _ in seen] == [2, 4, 5]
     assert seen[-1][1] == trainer.evaluate()
-    # More tokens than there are: every held-out window once.
-    assert seen[-1][1].num_tokens == trainer._held_out.num_windows * 16
+    # More tokens than there are: every held-out one once.
+    [book] = Shards(shards / "validation").documents
+    assert seen[-1][1].num_tokens == book.num_tokens - 1
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in logged if "loss" in entry] == [1, 2, 3, 4, 5]
-    assert [entry["step"] for entry in logged if "bits_per_byte" in entry] == [2, 4, 5]
+    assert [entry["step"] for entry in logged if "validation_loss" in entry] == [2, 4, 5]
 
 
 def test_an_evaluation_agrees_with_an_independent_calculation(shards: Path, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_recipe(shards, tmp_path, evaluate_tokens=48))
+    """On books in a row, the shorter ones packed: each piece of a row is read alone here."""
+    books = write_shards(tmp_path / "books", num_books=3, sentences=1)
+    recipe = replace(tiny_recipe(shards, tmp_path / "run", context_tokens=64), validation_shards=str(books))
+    trainer = Trainer(replace(recipe, evaluate_tokens=10**6))
     evaluation = trainer.evaluate()
-    nats, text = 0.0, b""
-    batches = trainer._held_out.batches()
-    for ids_BT, targets_BT in (next(batches) for _ in range(3)):
-        log_probability_TV = trainer.model(ids_BT)[0].detach().double().log_softmax(-1)
-        nats -= sum(float(log_probability_TV[t, i]) for t, i in enumerate(targets_BT[0].tolist()))
-        text += b"".join(map(Shards(shards / "train").tokenizer.token_bytes, targets_BT[0].tolist()))
-    assert evaluation.num_tokens == 48
-    assert evaluation.loss == pytest.approx(nats / 48, rel=1e-5)
+    nats, text, packed = 0.0, b"", 0
+    for index in range(trainer._held_out.num_rows):
+        batch = trainer._held_out[index]
+        starts_T = torch.zeros(64, dtype=torch.int64) if batch.document_start_BT is None else batch.document_start_BT[0]
+        targets = batch.targets_BT[0][: batch.num_targets]
+        packed += len(set(starts_T[: batch.num_targets].tolist())) - 1
+        for t, target in enumerate(targets.tolist()):
+            logits_V = trainer.model(batch.ids_BT[:, starts_T[t] : t + 1])[0, -1]
+            nats -= float(logits_V.detach().double().log_softmax(-1)[target])
+        text += b"".join(map(Shards(books).tokenizer.token_bytes, targets.tolist()))
+    predicted = sum(document.num_tokens - 1 for document in Shards(books).documents)
+    assert packed
+    assert evaluation.num_tokens == predicted
+    assert evaluation.loss == pytest.approx(nats / predicted, rel=1e-5)
     assert evaluation.bits_per_byte == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
 
 
@@ -108,8 +118,8 @@ def test_compile_is_for_cuda(shards: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def spoil_loss(trainer: Trainer, *, at: int) -> None:
-    def loss(ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        real = trainer.model.loss(ids_BT, targets_BT)
+    def loss(ids_BT: Tensor, targets_BT: Tensor, document_start_BT: Tensor | None) -> Tensor:
+        real = trainer.model.loss(ids_BT, targets_BT, document_start_BT)
         return real * math.nan if trainer.step + 1 == at else real
 
     trainer._loss = loss
@@ -189,10 +199,10 @@ def test_shards_of_two_tokenizers_are_refused(shards: Path, tmp_path: Path) -> N
         Trainer(replace(recipe, validation_shards=str(other)))
 
 
-def test_held_out_books_that_are_too_short_are_said_before_training(shards: Path, tmp_path: Path) -> None:
-    short = write_shards(tmp_path / "short", num_books=1, sentences=0)
-    with pytest.raises(ShardError, match=r"short fills a window of 17 tokens"):
-        Trainer(replace(tiny_recipe(shards, tmp_path), validation_shards=str(short)))
+def test_held_out_books_without_a_token_to_predict_are_said_before_training(shards: Path, tmp_path: Path) -> None:
+    empty = write_shards(tmp_path / "empty", num_books=0, sentences=0)
+    with pytest.raises(ShardError, match=r"no book in .*empty has a token to predict"):
+        Trainer(replace(tiny_recipe(shards, tmp_path), validation_shards=str(empty)))
 
 
 def test_a_device_that_is_not_here_is_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

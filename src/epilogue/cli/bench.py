@@ -18,6 +18,7 @@ from epilogue.cli.settings import (
     name_of,
     named_size,
     open_model,
+    parse_lengths,
     random_model,
 )
 from epilogue.engine import Engine, Storage
@@ -69,7 +70,7 @@ def run_bench(options: BenchOptions) -> None:
             measured.
     """
     console = Console(stderr=True, highlight=False, markup=False)
-    lengths = parse_lengths(options.lengths)
+    lengths = parse_lengths(options.lengths, option="--lengths")
     measured = _prepare(options, lengths[-1], console)
     _measure(measured, lengths, options.new_tokens, console)
     if measured.is_cut:
@@ -106,22 +107,6 @@ def _show(options: BenchOptions, measured: Measurement, console: Console) -> Non
         print(json.dumps(_as_dict(measured, ceilings, options.new_tokens)))
     else:
         _draw(measured, ceilings)
-
-
-def parse_lengths(given: str) -> list[int]:
-    """Rising numbers of tokens from a list such as 2k,8192.
-
-    Raises:
-        RequestError: it is none.
-    """
-    lengths = set()
-    for part in given.split(","):
-        number = part.strip().lower()
-        digits, factor = (number[:-1], 1024) if number.endswith("k") else (number, 1)
-        if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
-            raise RequestError(f"--lengths takes numbers of tokens such as 2k,8k,83968, got {part!r}")
-        lengths.add(int(digits) * factor)
-    return sorted(lengths)
 
 
 def _prepare(options: BenchOptions, num_tokens: int, console: Console) -> Measurement:

@@ -9,6 +9,8 @@ import typer
 
 import epilogue
 from epilogue.cli import options, serve_options
+from epilogue.cli.shards_commands import shards_app
+from epilogue.cli.states_commands import states_app
 
 app = typer.Typer(
     name="epilogue",
@@ -128,39 +130,7 @@ def read(
     )  # fmt: skip
 
 
-states_app = typer.Typer(help="List and remove what is kept of books that were read.", no_args_is_help=True)
 app.add_typer(states_app, name="states", rich_help_panel=None)
-
-
-@states_app.command("list")
-def list_states(
-    states: options.States = None,
-    states_gib: options.StatesGib = None,
-    json: options.Json = False,
-) -> None:
-    """Show what is kept, the book used last first."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_list
-
-    run_list(library_at(states, states_gib), as_json=json)
-
-
-@states_app.command("remove")
-def remove_states(ids: options.Ids, states: options.States = None) -> None:
-    """Remove some of what is kept."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_remove
-
-    run_remove(library_at(states, None), ids)
-
-
-@states_app.command("clear")
-def clear_states(states: options.States = None) -> None:
-    """Remove all that is kept."""
-    from epilogue.cli.shelf import library_at
-    from epilogue.cli.states import run_clear
-
-    run_clear(library_at(states, None))
 
 
 @app.command()
@@ -183,8 +153,12 @@ def prepare(
     out: options.Out,
     tokenizer: options.GivenTokenizer = None,
     vocab_size: options.VocabSize = 8192,
+    workers: options.Workers = 1,
 ) -> None:
     """Turn books into token shards to train on.
+
+    The shards are the same to the byte for any number of workers. Ctrl-C keeps the books that are done; the same
+    command goes on from there.
 
     Example:
 
@@ -192,7 +166,10 @@ def prepare(
     """
     from epilogue.cli.prepare import run_prepare
 
-    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size)
+    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size, num_workers=workers)
+
+
+app.add_typer(shards_app, name="shards", rich_help_panel=None)
 
 
 @app.command(short_help="Train a model by a recipe, or go on with a run.")
@@ -219,18 +196,51 @@ def evaluate(
     texts: options.Texts,
     model: options.Model = None,
     context: options.Context = 65536,
+    contexts: options.Contexts = None,
+    targets: options.Targets = 8192,
     books: options.NumBooks = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    epsilon: options.Epsilon = 1e-6,
     json: options.Json = False,
 ) -> None:
     """Measure bits per byte, and loss by position in the book.
 
-    Fewer bits are better. A model that uses what it has read needs fewer of them further into a book.
-    """
-    from epilogue.cli.evaluate import run_evaluate
+    Fewer bits are better. A model that uses what it has read needs fewer of them further into a book. Books are harder
+    in some places than in others, so --contexts scores the same tokens with shorter and longer windows before them.
 
-    run_evaluate(texts, model=model, context_tokens=context, max_books=books, device=device, dtype=dtype, as_json=json)
+    Examples:
+
+      epilogue evaluate held-out/ --model runs/mine/step-0001000 --json > runs/mine/by-position.json
+
+      epilogue evaluate held-out/ --contexts 2k,8k,64k
+    """
+    from epilogue.cli.evaluate import EvaluateOptions, run_evaluate
+
+    run_evaluate(
+        EvaluateOptions(
+            texts=texts, model=model, context_tokens=context, contexts=contexts, num_targets=targets, max_books=books,
+            device=device, dtype=dtype, epsilon=epsilon, as_json=json,
+        )
+    )  # fmt: skip
+
+
+@app.command(short_help="Draw runs and evaluations.")
+def plot(sources: options.PlotSources) -> None:
+    """Draw loss curves of runs, loss by position and loss by context as a PNG.
+
+    A run's folder brings its log, though it be under way, and every .json in it that `epilogue evaluate` printed. What
+    ends in .png is where the picture goes; RUN/plot.png if there is none. It needs the extra [plot].
+
+    Examples:
+
+      epilogue plot runs/mine
+
+      epilogue plot runs/one runs/other by-context.json compared.png
+    """
+    from epilogue.cli.plot import run_plot
+
+    run_plot(sources)
 
 
 @app.command(short_help="Measure how fast a model reads and writes.")

@@ -180,6 +180,10 @@ GivenTokenizer = Annotated[
 VocabSize = Annotated[
     int, typer.Option("--vocab-size", metavar="N", min=258, help="How many tokens a learned vocabulary has.")
 ]
+Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="So many processes cut books into tokens.")]
+
+# Of `shards`.
+ShardFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What `epilogue prepare` made.")]
 
 # Of `train`.
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; recipes/ has some.")]
@@ -195,7 +199,24 @@ Texts = Annotated[list[Path], typer.Argument(metavar="BOOK", help=f"Books the mo
 Context = Annotated[
     int, typer.Option("--context", metavar="N", min=2, help="Read so many tokens of each book at most.")
 ]
+Contexts = Annotated[
+    str | None,
+    typer.Option(
+        "--contexts",
+        metavar="N,N,...",
+        help="Score the same tokens of each book with windows of so many tokens instead; 8k is 8,192.",
+    ),
+]
+Targets = Annotated[
+    int, typer.Option("--targets", metavar="N", min=1, help="How many tokens of each book --contexts scores.")
+]
 NumBooks = Annotated[int | None, typer.Option("--books", metavar="N", min=1, help="Stop after so many books.")]
+
+# Of `plot`.
+PlotSources = Annotated[
+    list[Path],
+    typer.Argument(metavar="RUN... [OUT.png]", help="Folders of runs, and files of `epilogue evaluate --json`."),
+]
 
 # Of `quantize`.
 DenseModel = Annotated[

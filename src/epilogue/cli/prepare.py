@@ -1,6 +1,5 @@
 """`epilogue prepare`: books to shards."""
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from epilogue.errors import ShardError
 from epilogue.text import Tokenizer
 
 
-def run_prepare(sources: list[Path], out: Path, *, tokenizer: Path | None, vocab_size: int) -> None:
+def run_prepare(sources: list[Path], out: Path, *, tokenizer: Path | None, vocab_size: int, num_workers: int) -> None:
     """Write shards, with the books and tokens so far on stderr.
 
     Raises:
@@ -33,12 +32,11 @@ def run_prepare(sources: list[Path], out: Path, *, tokenizer: Path | None, vocab
             watch.update(num_books, f"{num_tokens:,} tokens, {title[:40]}")
 
         try:
-            shards = prepare_shards(sources, out, tokenizer=given, vocab_size=vocab_size, on_book=on_book)
-        except BaseException as error:
-            shutil.rmtree(out.with_name(f"{out.name}.partial"), ignore_errors=True)
-            if not isinstance(error, KeyboardInterrupt):
-                raise
-            console.print(f"stopped after {_books(num_books)}; {out} was not made")
+            shards = prepare_shards(
+                sources, out, tokenizer=given, vocab_size=vocab_size, num_workers=num_workers, on_book=on_book
+            )
+        except KeyboardInterrupt:
+            console.print(f"stopped after {_books(num_books)}; the same command goes on from there")
             raise SystemExit(130) from None
     console.print(f"{_books(len(shards.documents))}, {shards.num_tokens:,} tokens, the end of each book counted")
     print(out)

@@ -71,6 +71,22 @@ def check_epsilon(epsilon: float) -> float:
     return epsilon
 
 
+def parse_lengths(given: str, *, option: str) -> list[int]:
+    """Rising numbers of tokens from a list such as 2k,8192.
+
+    Raises:
+        RequestError: it is none.
+    """
+    lengths = set()
+    for part in given.split(","):
+        number = part.strip().lower()
+        digits, factor = (number[:-1], 1024) if number.endswith("k") else (number, 1)
+        if not (digits.isascii() and digits.isdigit()) or int(digits) < 1:
+            raise RequestError(f"{option} takes numbers of tokens such as 2k,8k,83968, got {part!r}")
+        lengths.add(int(digits) * factor)
+    return sorted(lengths)
+
+
 def open_model(source: str | None, *, device: str, dtype: str, max_seq_len: int | None = None) -> Checkpoint:
     """Load the model asked for, or the bundled one.
 

@@ -1,91 +1,137 @@
-"""Shards to batches: windows of any length, each inside one book, in an order that is a pure function of the seed."""
+"""Shards to batches: rows of any length in an order that is a pure function of the seed."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from epilogue.data.packing import Packing, Piece
+from epilogue.data.permutation import Integers, permute
 from epilogue.data.shards import Shards
 from epilogue.errors import ShardError
 
-_Integers = npt.NDArray[np.int64]
+NOT_PREDICTED = -100
+"""The target where a row has nothing to predict: what PyTorch's losses leave out."""
+_ORDER, _CUTS = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's rows of a batch, and what the whole batch holds."""
+
+    ids_BT: Tensor
+    """int64 on the CPU."""
+    targets_BT: Tensor
+    """The next ids, int64; ``NOT_PREDICTED`` where a row is not filled."""
+    document_start_BT: Tensor | None
+    """For every token the position in its row where its piece of a book begins, int64; None if all begin at 0."""
+    num_targets: int
+    """Tokens predicted, of all ranks."""
+    num_pairs: int
+    """(query, key) pairs that attention sees, of all ranks: the arithmetic of packed rows."""
+
+    def split(self, num_rows: int) -> list["Batch"]:
+        """Micro-batches of so many rows, the last perhaps of fewer; the counts stay those of the whole."""
+        starts_BT = self.document_start_BT
+        parts = []
+        for first in range(0, len(self.ids_BT), num_rows):
+            rows = slice(first, first + num_rows)
+            is_packed = starts_BT is not None and bool(starts_BT[rows].any())
+            parts.append(
+                Batch(
+                    ids_BT=self.ids_BT[rows],
+                    targets_BT=self.targets_BT[rows],
+                    document_start_BT=starts_BT[rows] if starts_BT is not None and is_packed else None,
+                    num_targets=self.num_targets,
+                    num_pairs=self.num_pairs,
+                )
+            )
+        return parts
 
 
 class WindowLoader:
-    """Cuts every book into windows of ``num_tokens`` + 1 ids and deals them out in a shuffled order for ever.
+    """Deals out rows of ``num_tokens`` predicted tokens in a shuffled order, epoch after epoch, for ever.
 
-    A book of M predicted tokens gives ceil(M / num_tokens) windows, which hold every one of them: the first begins with
-    the book and the last ends with it. What they hold twice for that lies behind the first and before the last; in each
-    epoch its share of either side is drawn anew, which shifts all cuts between. No window crosses into another book;
-    books shorter than a window are passed over. The windows at an epoch's end that do not fill a batch are dropped; the
-    order is shuffled, so they are others each time.
+    In an epoch every token but each book's first is predicted exactly once (``data.packing`` has how books are cut and
+    packed). Batch ``index`` is rows ``index * batch`` and on of that endless sequence, so a batch may hold the end of
+    one epoch and the beginning of the next. It depends on (shards, num_tokens, batch, seed, index) alone and is found
+    at once: the state of a loader is the index of its next batch, and resuming is starting there.
 
-    All epochs have the same number of batches, so batch ``index`` depends on (shards, seed, index) alone and is found
-    at once: resuming is starting at another index.
+    Rank r of n gets the r-th of n equal parts of every batch's rows; together they are what one process gets. May be
+    pickled and indexed (``loader[index]``), so worker processes of any kind can make batches ahead.
 
     Raises:
-        ShardError: no book fills a window, or all windows do not fill a batch.
-        ValueError: a size below 1 or a negative seed.
+        ShardError: no book has two tokens.
+        ValueError: a size below 1, a negative seed, a rank outside its range, or ranks that do not divide a batch.
     """
 
-    def __init__(self, shards: Shards, *, num_tokens: int, batch: int, seed: int = 0) -> None:
+    def __init__(
+        self, shards: Shards, *, num_tokens: int, batch: int, seed: int = 0, rank: int = 0, num_ranks: int = 1
+    ) -> None:
         if min(num_tokens, batch) < 1 or seed < 0:
             raise ValueError(f"num_tokens {num_tokens} and batch {batch} must be at least 1, seed {seed} at least 0")
+        if not 0 <= rank < num_ranks or batch % num_ranks:
+            raise ValueError(f"rank {rank} of {num_ranks} cannot have an equal part of {batch} rows")
         self.shards, self.num_tokens, self.batch, self.seed = shards, num_tokens, batch, seed
-        self._documents = [d for d in shards.documents if d.num_tokens > num_tokens]
-        if not self._documents:
-            longest = max((d.num_tokens for d in shards.documents), default=0)
-            raise ShardError(
-                f"no book in {shards.folder} fills a window of {num_tokens + 1} tokens (the longest has {longest}); "
-                "choose a shorter context"
-            )
-        self._last_starts: _Integers = np.array([d.num_tokens - num_tokens - 1 for d in self._documents])
-        self._counts = -(-self._last_starts // num_tokens) + 1
-        if self.num_windows < batch:
-            raise ShardError(
-                f"{shards.folder} has {self.num_windows} windows of {num_tokens} tokens, fewer than a batch of "
-                f"{batch}; choose a smaller batch or a shorter context"
-            )
+        self._rank, self._num_ranks = rank, num_ranks
+        self._packing = Packing(np.array([d.num_tokens for d in shards.documents], np.int64), num_tokens)
+        if not self.num_rows:
+            raise ShardError(f"no book in {shards.folder} has a token to predict; prepare shards of longer books")
 
     @property
-    def num_windows(self) -> int:
-        """Windows of an epoch, the dropped ones included."""
-        return int(self._counts.sum())
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return self._packing.num_rows
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches after which every window but the dropped ones has been dealt out."""
-        return self.num_windows // self.batch
+        """Whole batches in an epoch, at least 1."""
+        return max(1, self.num_rows // self.batch)
 
-    def batches(self, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(ids_BT, targets_BT), int64 on the CPU, from batch ``start`` on, without end."""
-        epoch, index = divmod(start, self.batches_per_epoch)
+    def batches(self, *, start: int = 0) -> Iterator[Batch]:
+        """From batch ``start`` on, without end."""
         while True:
-            documents, starts = self._epoch(epoch)
-            for first in range(index * self.batch, self.batches_per_epoch * self.batch, self.batch):
-                rows = slice(first, first + self.batch)
-                yield self._collate(documents[rows], starts[rows])
-            epoch, index = epoch + 1, 0
+            yield self[start]
+            start += 1
 
-    def _epoch(self, epoch: int) -> tuple[_Integers, _Integers]:
-        """Every window of an epoch in its order: which book, and where in it."""
-        generator = np.random.default_rng([self.seed, epoch])
-        # The second window's start: at most a window's length behind the first, and far enough for the last to fit.
-        least = self._last_starts - np.maximum(self._counts - 2, 0) * self.num_tokens
-        seconds = generator.integers(np.minimum(least, self.num_tokens), self.num_tokens, endpoint=True)
-        documents = np.repeat(np.arange(len(self._counts)), self._counts)
-        places = np.arange(len(documents)) - np.repeat(self._counts.cumsum() - self._counts, self._counts)
-        starts = np.where(places > 0, seconds[documents] + (places - 1) * self.num_tokens, 0)
-        starts = np.minimum(starts, self._last_starts[documents])
-        order = generator.permutation(len(documents))
-        return documents[order], starts[order]
+    def __getitem__(self, index: int) -> Batch:
+        rows = self._rows(np.arange(index * self.batch, (index + 1) * self.batch))
+        lengths = [piece.num_tokens for row in rows for piece in row]
+        share = self.batch // self._num_ranks
+        filled = [self._fill(row) for row in rows[self._rank * share : (self._rank + 1) * share]]
+        ids_BT, targets_BT, starts_BT = (torch.from_numpy(np.stack(each)) for each in zip(*filled, strict=True))
+        return Batch(
+            ids_BT=ids_BT,
+            targets_BT=targets_BT,
+            document_start_BT=starts_BT if starts_BT.any() else None,
+            num_targets=sum(lengths),
+            num_pairs=sum(length * (length + 1) // 2 for length in lengths),
+        )
 
-    def _collate(self, documents: _Integers, starts: _Integers) -> tuple[Tensor, Tensor]:
-        rows: list[npt.NDArray[np.int64]] = [
-            self.shards.tokens(self._documents[document])[start : start + self.num_tokens + 1].astype(np.int64)
-            for document, start in zip(documents, starts, strict=True)
-        ]
-        ids = torch.from_numpy(np.stack(rows))
-        return ids[:, :-1], ids[:, 1:]
+    def _rows(self, numbers: Integers) -> list[list[Piece]]:
+        """What lies in these rows of the endless sequence, which rise."""
+        rows: list[list[Piece]] = []
+        epochs, places = np.divmod(numbers, self.num_rows)
+        for epoch in map(int, np.unique(epochs)):
+            order = permute(places[epochs == epoch], self.num_rows, key=(self.seed, epoch, _ORDER))
+            rows += [self._packing.row(int(row), key=(self.seed, epoch, _CUTS)) for row in order]
+        return rows
+
+    def _fill(self, pieces: list[Piece]) -> tuple[npt.NDArray[np.int64], ...]:
+        """Ids, targets and document starts of one row; what is left over is a document of its own."""
+        ids = np.full(self.num_tokens, self.shards.tokenizer.eos_id, np.int64)
+        targets = np.full(self.num_tokens, NOT_PREDICTED, np.int64)
+        starts = np.zeros(self.num_tokens, np.int64)
+        place = 0
+        for piece in pieces:
+            tokens = self.shards.tokens(self.shards.documents[piece.document])
+            there = slice(place, place + piece.num_tokens)
+            ids[there] = tokens[piece.start : piece.start + piece.num_tokens]
+            targets[there] = tokens[piece.start + 1 : piece.start + 1 + piece.num_tokens]
+            starts[there] = place
+            place += piece.num_tokens
+        starts[place:] = place
+        return ids, targets, starts

@@ -31,16 +31,20 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     Reading is the faster of a sum and a dot product: PyTorch has no other way to read only, and neither is the faster
     one at every number of threads.
     """
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    product_s = _fastest_s(lambda: a @ b, device)
     x = torch.ones(1 << (28 if device.type == "cuda" else 26), device=device)
     read_s = min(_fastest_s(x.sum, device), _fastest_s(lambda: x.dot(x), device))
     return Ceilings(
-        flop_per_s=2 * size**3 / product_s,
+        flop_per_s=measure_flop_per_s(device, dtype),
         dtype=str(dtype).removeprefix("torch."),
         read_bytes_per_s=x.nbytes / read_s,
     )
+
+
+def measure_flop_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of large matrix products, the best of a few; well under a second."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _fastest_s(lambda: a @ b, device)
 
 
 def machine_facts(device: torch.device, ceilings: Ceilings) -> dict[str, Any]:

@@ -3,35 +3,22 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from epilogue.data import Shards, WindowLoader
+from epilogue.data import Batch, Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
 from epilogue.train.interrupts import interrupts_held
 from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
+from epilogue.train.progress import Meter, Progress
 from epilogue.train.recipe import Recipe
 from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run
 from epilogue.train.schedule import learning_rate_factor
 from epilogue.train.start import make_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What a step tells its watcher."""
-
-    step: int
-    """Steps done."""
-    steps: int
-    loss: float
-    """Nats a token of this step's batch, before its update."""
-    tokens_per_s: float
-    """Of this step, saving and evaluation not counted."""
-    learning_rate: float
+from epilogue.train.trackers import Tracker, open_trackers, require_trackers
 
 
 class Trainer:
@@ -50,6 +37,7 @@ class Trainer:
         self.recipe = recipe
         self.out = Path(recipe.out)
         self.device = _device(recipe)
+        require_trackers(recipe)
         self._shards, held_out = Shards(recipe.train_shards), Shards(recipe.validation_shards)
         if self._shards.tokenizer.fingerprint != held_out.tokenizer.fingerprint:
             raise RecipeError(
@@ -63,8 +51,9 @@ class Trainer:
         self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
+        self._trackers: list[Tracker] = []
         should_compile = recipe.compile and self.device == "cuda"
-        self._loss: Callable[[Tensor, Tensor], Tensor] = (
+        self._loss: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
             torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
         )
 
@@ -73,8 +62,11 @@ class Trainer:
         *,
         on_step: Callable[[Progress], None] = lambda progress: None,
         on_evaluation: Callable[[int, Evaluation], None] = lambda step, evaluation: None,
+        peak_flop_per_s: float | None = None,
     ) -> Path:
         """Train to the recipe's last step and return the newest checkpoint; nothing is left to do in a finished run.
+
+        ``peak_flop_per_s`` is what all devices together can do at best; MFU is told if it is given.
 
         KeyboardInterrupt saves the step reached and is raised again. A save comes before the evaluation of its step,
         so one that is interrupted is not made up for.
@@ -86,12 +78,18 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         if self.step < self.recipe.steps:
             log_resumption(self.out, self.step)
+            self._trackers = open_trackers(self.recipe, step=self.step)
+        meter = self._meter(peak_flop_per_s)
         batches = self._windows.batches(start=self.step)
         try:
             while self.step < self.recipe.steps:
                 started_s = time.perf_counter()
-                loss = self._train_step(*next(batches))
-                on_step(self._report(loss, time.perf_counter() - started_s))
+                batch = next(batches)
+                loss, rate = self._train_step(batch), self.optimizers[0].param_groups[0]["lr"]
+                time_s = time.perf_counter() - started_s
+                progress = meter.report(self.step, batch, loss=loss, time_s=time_s, learning_rate=rate)
+                self._log(progress.entry())
+                on_step(progress)
                 if self._is_due(self.recipe.save_every_steps):
                     self._save()
                 if self._is_due(self.recipe.evaluate_every_steps):
@@ -99,6 +97,10 @@ class Trainer:
         except KeyboardInterrupt:
             self._save()
             raise
+        finally:
+            for tracker in self._trackers:
+                tracker.close()
+            self._trackers = []
         newest = newest_step(self.out)
         assert newest is not None
         return newest
@@ -109,9 +111,9 @@ class Trainer:
         with self._autocast():
             return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
 
-    def _train_step(self, ids_BT: Tensor, targets_BT: Tensor) -> float:
+    def _train_step(self, batch: Batch) -> float:
         """One optimizer step, whole or not at all; the loss before it."""
-        loss = self._accumulate_gradients(ids_BT, targets_BT)
+        loss = self._accumulate_gradients(batch)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
@@ -128,40 +130,42 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
 
-    def _accumulate_gradients(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Gradients of the mean loss over the batch, which is returned, one micro-batch after the other."""
+    def _accumulate_gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the mean loss over the batch's targets, which is returned, one micro-batch after the other."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
-        rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
-        micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
         total = torch.zeros((), device=self.device)
-        for ids, targets in micro_batches:
+        for part in batch.split(self.recipe.micro_batch_tokens // self.recipe.context_tokens):
+            share = int((part.targets_BT >= 0).sum()) / batch.num_targets
+            starts_BT = None if part.document_start_BT is None else part.document_start_BT.to(self.device)
             with self._autocast():
-                loss = self._loss(ids.to(self.device), targets.to(self.device)) / len(micro_batches)
+                loss = self._loss(part.ids_BT.to(self.device), part.targets_BT.to(self.device), starts_BT) * share
             loss.backward()
             total += loss.detach()
         return total
 
-    def _report(self, loss: float, time_s: float) -> Progress:
-        progress = Progress(
-            step=self.step,
+    def _meter(self, peak_flop_per_s: float | None) -> Meter:
+        return Meter(
+            self.model.config,
+            bytes_per_token=self._shards.bytes_per_token,
+            first_step=self.step,
             steps=self.recipe.steps,
-            loss=loss,
-            tokens_per_s=self.recipe.batch_tokens / max(time_s, 1e-9),
-            learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            device=self.device,
+            peak_flop_per_s=peak_flop_per_s,
         )
-        append_log(self.out, {"step": self.step, "loss": round(loss, 5), "tokens_per_s": round(progress.tokens_per_s)})
-        return progress
+
+    def _log(self, numbers: dict[str, float]) -> None:
+        append_log(self.out, {"step": self.step} | numbers)
+        for tracker in self._trackers:
+            tracker.log(self.step, numbers)
 
     def _is_due(self, every_steps: int) -> bool:
         return self.step == self.recipe.steps or self.step % every_steps == 0
 
     def _evaluate_and_log(self) -> Evaluation:
         evaluation = self.evaluate()
-        append_log(
-            self.out, {"step": self.step, "bits_per_byte": evaluation.bits_per_byte, "validation_loss": evaluation.loss}
-        )
+        self._log({"validation_loss": evaluation.loss, "validation_bits_per_byte": evaluation.bits_per_byte})
         return evaluation
 
     def _save(self) -> None:

@@ -104,6 +104,12 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
     """On CUDA only: fuse everything around attention by torch.compile."""
+    tensorboard: bool = False
+    """Log to TensorBoard too, in out/tensorboard; the extra [tensorboard]."""
+    wandb: bool = False
+    """Log to Weights & Biases too; the extra [wandb]."""
+    mlflow: bool = False
+    """Log to MLflow too; the extra [mlflow]."""
 
     def __post_init__(self) -> None:
         sizes = "steps context_tokens batch_tokens micro_batch_tokens"
