@@ -1,7 +1,7 @@
 """Who runs the stages: this machine, a Slurm cluster or a Ray cluster, through datatrove's executors."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def make_executors(stages: Sequence[StagePlan], cluster: Cluster, logs: Path) ->
 
 
 def _executor(shared: dict[str, Any], stage: StagePlan, cluster: Cluster, before: Any) -> Any:
-    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+    from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
+
+    from epilogue.corpus.local_executor import QuietLocalExecutor
 
     workers = min(cluster.workers, stage.num_tasks)
     if cluster.kind == "slurm":
@@ -83,21 +85,22 @@ def _executor(shared: dict[str, Any], stage: StagePlan, cluster: Cluster, before
             mail_type="NONE",
             slurm_logs_folder=f"{shared['logging_dir']}/slurm",
         )
-    kind = RayPipelineExecutor if cluster.kind == "ray" else LocalPipelineExecutor
+    kind = RayPipelineExecutor if cluster.kind == "ray" else QuietLocalExecutor
     return kind(**shared, workers=workers)
 
 
-def run_executors(executors: Sequence[Any], cluster: Cluster) -> None:
-    """Run all stages; on Slurm submit them and come back at once.
+def run_stages(
+    stages: Sequence[StagePlan], cluster: Cluster, logs: Path, on_stage: Callable[[str, int], None]
+) -> None:
+    """Run all stages, calling ``on_stage`` before each with its name and tasks; on Slurm submit them and come back.
 
     Raises:
         BookError: a source turned out to be missing or damaged.
     """
-    from loguru import logger
-
+    executors = make_executors(stages, cluster, logs)
     if cluster.kind == "slurm":
         executors[-1].run()  # submits what it depends on first
         return
-    logger.disable("datatrove")
-    for executor in executors:
+    for stage, executor in zip(stages, executors, strict=True):
+        on_stage(stage.name, stage.num_tasks)
         executor.run()

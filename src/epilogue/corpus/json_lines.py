@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ def read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _fields(line, file, number)
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file is written before it gets its name: hidden, and no other process's, should one be left behind."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 class JsonLinesWriter:
     """Writes objects to a .jsonl.zst file, which stands at its place once it is whole.
 
@@ -37,7 +43,7 @@ class JsonLinesWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._partial = path, path.with_name(path.name + ".partial")
+        self.path, self._partial = path, partial_path(path)
         self._out: Any = None
 
     def __enter__(self) -> "JsonLinesWriter":

