@@ -9,7 +9,8 @@ from epilogue.text import read_book, read_book_bytes
 
 NOVEL = """<?xml version="1.0" encoding="UTF-8"?>
 <TEI xmlns="http://www.tei-c.org/ns/1.0">
- <teiHeader><fileDesc><titleStmt><title>The Pier : ELTeC edition</title><author>Sailor, Ann (1840-1901)</author></titleStmt>
+ <teiHeader><fileDesc><titleStmt><title>The Pier : ELTeC edition</title>
+  <author>Sailor, Ann (1840-1901)</author></titleStmt>
   <publicationStmt><p>Not of the work.</p></publicationStmt></fileDesc></teiHeader>
  <text><front><div><p>A preface.</p></div></front>
  <body>

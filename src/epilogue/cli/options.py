@@ -231,9 +231,7 @@ HeldOutNames = Annotated[
 ]
 Executor = Annotated[
     str | None,
-    typer.Option(
-        "--executor", metavar="NAME", help="local (the default), slurm or ray.", rich_help_panel=_FILTER
-    ),
+    typer.Option("--executor", metavar="NAME", help="local (the default), slurm or ray.", rich_help_panel=_FILTER),
 ]
 SelectionWorkers = Annotated[
     int | None,

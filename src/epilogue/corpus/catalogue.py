@@ -35,7 +35,8 @@ class CatalogueEntry:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "CatalogueEntry":
         """What ``as_dict`` gave, back from JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        listed = {name: tuple(fields[name]) for name in ("languages", "classes", "subjects")}
+        return cls(**(fields | listed))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

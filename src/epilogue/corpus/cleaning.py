@@ -11,7 +11,9 @@ _NOTE = re.compile(r"\[\s*(?:transcriber|transcriptionist|proofreader|etext|e-te
 # "#" and digits of the header: "[EBook #1342]", "Etext #76", "eBook No. 1342".
 _NUMBER = re.compile(r"\be-?(?:book|text)\s*(?:#|no\.?)\s*(\d{1,6})\b", re.I)
 # A first byte of UTF-8 and a further one, both read as Windows-1252: a glance that spares ftfy most of a book.
-_SUSPECT = re.compile("[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a-\u203a\u0152-\u0192\u02c6\u02dc\u2013-\u201e\u2122]|\u00c3 ")
+_SUSPECT = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a-\u203a\u0152-\u0192\u02c6\u02dc\u2013-\u201e\u2122]|\u00c3 "
+)
 _HEADER = 20_000  # characters in which a number of Project Gutenberg's stands
 # How Project Gutenberg and its mirrors call files: pg1342.txt, 1342-0.txt, 1342/1342.txt. A number alone says nothing.
 _FILE_NUMBER = re.compile(r"(?:^|/)(?:pg(\d+)(?:-\w+)?|(\d+)-[08h]|(\d+)/\3)\.(?:txt|html?|epub)$", re.I)

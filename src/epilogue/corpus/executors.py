@@ -89,9 +89,7 @@ def _executor(shared: dict[str, Any], stage: StagePlan, cluster: Cluster, before
     return kind(**shared, workers=workers)
 
 
-def run_stages(
-    stages: Sequence[StagePlan], cluster: Cluster, logs: Path, on_stage: Callable[[str, int], None]
-) -> None:
+def run_stages(stages: Sequence[StagePlan], cluster: Cluster, logs: Path, on_stage: Callable[[str, int], None]) -> None:
     """Run all stages, calling ``on_stage`` before each with its name and tasks; on Slurm submit them and come back.
 
     Raises:

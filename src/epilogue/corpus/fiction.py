@@ -47,7 +47,8 @@ class FictionClassifier:
 
     def standardise(self, style: Features) -> Features:
         """Style features in standard deviations from the mean, clipped."""
-        return np.clip((style - self.style_mean) / self.style_scale, -_FARTHEST, _FARTHEST)
+        standard: Features = np.clip((style - self.style_mean) / self.style_scale, -_FARTHEST, _FARTHEST)
+        return standard
 
     def save(self, path: Path) -> None:
         """Write as safetensors, word weights in half precision."""

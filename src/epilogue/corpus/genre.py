@@ -8,7 +8,9 @@ from epilogue.corpus.catalogue import CatalogueEntry
 MOST_VERSE = 0.5
 MOST_DRAMA = 0.5
 _LEAST_TURNS = 10  # paragraphs that one speaker opens before its name counts as a speaker's
-_SPEAKER = re.compile(r"[_\[(]*((?:[A-Z][\w'’&-]*\.?[ ,]*){1,4}?)[\])_]*(?:\s*[\[(][^\])]{0,80}[\])])?[.:](?:\s|$|--|—)")
+_SPEAKER = re.compile(
+    r"[_\[(]*((?:[A-Z][\w'’&-]*\.?[ ,]*){1,4}?)[\])_]*(?:\s*[\[(][^\])]{0,80}[\])])?[.:](?:\s|$|--|—)"
+)
 _FICTION = re.compile(r"\b(?:fiction|stories|novels?|tales|romances|fairy tales|ghost stories|short stories)\b", re.I)
 _NOT_FICTION = re.compile(
     r"\b(?:poetry|poems|drama|plays|criticism|letters|correspondence|biography|autobiography|essays|sermons|speeches"
@@ -23,8 +25,8 @@ _JUVENILE_FICTION = "PZ"
 def is_fiction_by_catalogue(entry: CatalogueEntry) -> bool | None:
     """What Library of Congress classes and subjects say; None where they leave it open.
 
-    PZ is fiction for the young. Within the literatures (PR, PS, PQ and so on) the subjects decide, and where they name
-    neither a kind of fiction nor another kind, nothing is decided. Any other class is no fiction unless a subject says so.
+    PZ is fiction for the young. Within the literatures (PR, PS, PQ and so on) the subjects decide; where they name neither
+    a kind of fiction nor another kind, nothing is decided. Any other class is no fiction unless a subject says so.
     """
     subjects = [part for subject in entry.subjects for part in (subject, entry.title) if part]
     says_other = any(_NOT_FICTION.search(subject) for subject in entry.subjects)

@@ -1,4 +1,4 @@
-"""JSON lines, plain or compressed: a reader that says which line is no book, and a writer of the same bytes each time."""
+"""JSON lines, plain or compressed: a reader that names the line that is no book, and a writer."""
 
 import gzip
 import io

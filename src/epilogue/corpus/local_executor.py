@@ -1,4 +1,4 @@
-"""datatrove's executor on this machine without its talk, which is for log files of clusters. Needs the extra `[data]`."""
+"""datatrove's executor on this machine, without its talk. Needs the extra `[data]`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from datatrove.utils.stats import PipelineStats
 from loguru import logger
 
 
-class QuietLocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+class QuietLocalExecutor(LocalPipelineExecutor):
     """Says nothing on stderr, in this process and in its workers; errors are raised all the same."""
 
     def run(self) -> Any:

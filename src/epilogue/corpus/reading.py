@@ -75,11 +75,10 @@ def _from_table(path: Path, name: str) -> Iterator[SourceBook]:
         with parquet.ParquetFile(path) as table:
             if "text" not in table.schema_arrow.names:
                 raise BookError(f"{name} has no column text, but {', '.join(table.schema_arrow.names)}; rename one")
-            number = 0
-            for batch in table.iter_batches(batch_size=1):
-                for number, row in enumerate(batch.to_pylist(), start=number + 1):
-                    if row["text"]:
-                        yield _from_fields(row, f"{name}:{number}")
+            rows = (row for batch in table.iter_batches(batch_size=1) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                if row["text"]:
+                    yield _from_fields(row, f"{name}:{number}")
     except (OSError, ValueError) as error:
         raise BookError(f"{name} is damaged ({error}); fetch it again") from error
 

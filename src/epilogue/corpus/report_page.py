@@ -6,7 +6,8 @@ from typing import Any
 
 _WIDTH, _BAR, _HEIGHT = 720, 22, 140
 _STYLE = """
-body { font: 16px/1.5 Georgia, serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fdfcf9 }
+body { font: 16px/1.5 Georgia, serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem }
+body { color: #222; background: #fdfcf9 }
 h1 { font-weight: normal } h2 { font-size: 1.1rem; margin-top: 2.5rem } svg { width: 100%; height: auto }
 svg text { font: 12px system-ui, sans-serif; fill: #444 } .kept { fill: #3b6e8f } .dropped { fill: #d9a05b }
 dt { margin-top: 1rem } dd { margin: 0 } .why { color: #8a4b08 } .excerpt { color: #666; font-size: .9rem }
@@ -66,14 +67,13 @@ def _columns(bins: Sequence[Mapping[str, float]], name: Any) -> str:
     every = -(-len(bins) * 60 // _WIDTH)
     shapes = []
     for i, entry in enumerate(bins):
-        x, top = i * step + 1, _HEIGHT
+        x, top = i * step + 1, float(_HEIGHT)
         for kind in ("kept", "dropped"):
             height = (_HEIGHT - 20) * entry[kind] / most
             top -= height
-            what = f"<title>from {name(entry['from'])}: {entry[kind]:,.0f} {kind}</title>"
-            shapes.append(
-                f'<rect class="{kind}" x="{x:.1f}" y="{top:.1f}" width="{step - 2:.1f}" height="{height:.1f}">{what}</rect>'
-            )
+            place = f'x="{x:.1f}" y="{top:.1f}" width="{step - 2:.1f}" height="{height:.1f}"'
+            what = f"from {name(entry['from'])}: {entry[kind]:,.0f} {kind}"
+            shapes.append(f'<rect class="{kind}" {place}><title>{what}</title></rect>')
         if i % every == 0:
             shapes.append(f'<text x="{x:.1f}" y="{_HEIGHT + 16}">{name(entry["from"])}</text>')
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 24}" role="img">{"".join(shapes)}</svg>'

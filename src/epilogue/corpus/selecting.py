@@ -3,15 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from epilogue.corpus.catalogue import read_catalogue
 from epilogue.corpus.comparing import BOOKS
 from epilogue.corpus.contamination import hold_out
 from epilogue.corpus.executors import Cluster, StagePlan, require_cluster, run_stages
 from epilogue.corpus.judging import CATALOGUE_FILE, HELD_OUT_FILE, Wanted
-from epilogue.corpus.catalogue import read_catalogue
 from epilogue.corpus.reading import read_unit
 from epilogue.corpus.sources import Unit, list_catalogues, list_units, share_out
 from epilogue.corpus.work_files import write_json
@@ -36,7 +36,7 @@ class Selection:
     """
 
     sources: Sequence[str]
-    wanted: Wanted = Wanted()
+    wanted: Wanted = field(default_factory=Wanted)
     catalogues: Sequence[Path] = ()
     held_out: Sequence[str] = ()
     held_out_names: Sequence[str] = ()
@@ -45,7 +45,7 @@ class Selection:
 def select_books(
     selection: Selection,
     folder: Path,
-    cluster: Cluster = Cluster(),
+    cluster: Cluster | None = None,
     *,
     on_stage: Callable[[str, int], None] = lambda name, num_tasks: None,
 ) -> Path | None:
@@ -62,6 +62,7 @@ def select_books(
         BookError: a source is missing or damaged, a package lacks, or ``folder`` holds another selection.
         ValueError: see `Wanted` and `Cluster`.
     """
+    cluster = cluster or Cluster()
     require_cluster(cluster)
     tasks = share_out(list_units(selection.sources), task_bytes=TASK_BYTES)
     work, books = folder / _WORK, folder / BOOKS

@@ -1,8 +1,8 @@
-"""The selection as datatrove's pipeline steps. This file needs the extra `[data]`; what the steps do is elsewhere.
+"""The selection as datatrove's pipeline steps; what the steps do is in other files. This one needs the extra `[data]`.
 
-Stage 1, a task for each run of units: read and clean, language, genre, quality, held-out books, then what the comparison
-needs. Stage 2, one task: the comparison of all that is left, and the report. Stage 3, the tasks of stage 1: the books that
-stay. Stage 4, one task: the results get their names.
+Stage 1, a task for each run of units: read and clean; language, genre, quality, held-out books; write what the comparison
+needs. Stage 2, one task: compare all that is left, and report. Stage 3, the tasks of stage 1: copy the books that stay.
+Stage 4, one task: give the results their names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -102,10 +103,10 @@ def ngram_features(passage: str) -> Features:
     Names and numbers are left out: they tell books apart, not kinds of books.
     """
     words = [word for word in _WORD.findall(_NAME.sub("", passage).lower()) if word.isalpha()]
-    buckets = _buckets(words) + _buckets([f"{one} {two}" for one, two in zip(words, words[1:], strict=False)])
+    buckets = _buckets(words) + _buckets([f"{one} {two}" for one, two in pairwise(words)])
     counts = np.bincount(np.asarray(buckets, dtype=np.int64), minlength=NUM_BUCKETS).astype(np.float32)
-    features = np.log1p(counts)
-    return features / max(float(np.linalg.norm(features)), 1e-6)
+    features: Features = np.log1p(counts)
+    return (features / max(float(np.linalg.norm(features)), 1e-6)).astype(np.float32)
 
 
 def _buckets(terms: Sequence[str]) -> list[int]:

@@ -104,7 +104,9 @@ def find_work(units: Sequence[str]) -> tuple[slice, Credits]:
     Units are lines or paragraphs; a text without the markers is the work from end to end.
     """
     start = _end_of_header(units)
-    end = next((i for i in range(start, len(units)) if _mentions(units[i]) and _FOOTER_START.search(units[i])), len(units))
+    end = next(
+        (i for i in range(start, len(units)) if _mentions(units[i]) and _FOOTER_START.search(units[i])), len(units)
+    )
     if start == 0 and end == len(units):
         return slice(start, end), Credits()
     header = "\n".join(units[:start])

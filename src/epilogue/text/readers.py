@@ -36,8 +36,8 @@ def read_book(source: str | Path) -> Book:
     line ends are joined. A text already in that form stays as it is, up to its outer white space.
 
     Args:
-        source: a path to a .txt, .md, .html, .epub or TEI .xml file (any other name is read by its content), ``gutenberg:ID``
-            for a book of Project Gutenberg (the only source that uses the network), or ``-`` for standard input.
+        source: a path to a .txt, .md, .html, .epub or TEI .xml file (any other name is read by its content),
+            ``gutenberg:ID`` for a book of Project Gutenberg (the only source that uses the network), or ``-`` for standard input.
 
     Raises:
         BookError: there is no such book, or it cannot be read as text; the message is one sentence.
@@ -55,7 +55,7 @@ def read_book(source: str | Path) -> Book:
 
 
 def read_book_bytes(data: bytes, name: str) -> Book:
-    """Reads a book that is no file of its own, such as a member of an archive; ``name`` tells its format, as a path does.
+    """Reads a book that is no file of its own, such as an archive's member; ``name`` tells its format as a path does.
 
     Raises:
         BookError: it cannot be read as text.

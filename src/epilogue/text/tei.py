@@ -17,10 +17,13 @@ from epilogue.text.paragraphs import Block, clean_paragraph
 
 _START = re.compile(r"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE[^>\[]*>\s*)*<(?:\w+:)?TEI(?:\.2|Corpus)?\b", re.S)
 _PARAGRAPHS = {"p", "ab", "opener", "closer", "salute", "signed", "dateline", "epigraph", "item", "speaker", "stage"}
+_PARTS = {"p", "lg", "l"}
 _DROPPED = {"note", "pb", "fw", "figure", "index", "teiHeader", "front", "back"}
 _BREAKS = {"lb", "cb", "gb"}
 _DEEPEST_HEADING = 3
-_TITLE_NOTE = re.compile(r"\s*:?\s*(?:ELTeC edition|an? (?:electronic|digital) (?:edition|version|transcription)).*", re.I)
+_TITLE_NOTE = re.compile(
+    r"\s*:?\s*(?:ELTeC edition|an? (?:electronic|digital) (?:edition|version|transcription)).*", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,7 @@ def _blocks(element: ElementTree.Element, depth: int) -> Iterator[Block]:
             yield from _verse(child)
         elif name in ("milestone", "space") or _words(child) in ("*", "***", "* * *"):
             yield Block(SCENE_BREAK)
-        elif name in _PARAGRAPHS and not any(_name(inner) in ("p", "lg", "l") for inner in child):
-            yield from _block(_text(child))
-        elif name == "l":
+        elif name == "l" or (name in _PARAGRAPHS and not any(_name(inner) in _PARTS for inner in child)):
             yield from _block(_text(child))
         else:
             yield from _blocks(child, depth + name.startswith("div"))
