@@ -2,10 +2,10 @@
 
     python recipes/train_fiction.py CORPUS --raw CORPUS/raw-samples [--write]
 
-CORPUS holds .jsonl.zst files of English novels (all are fiction, so their passages are the positive examples). What is no
-fiction comes from the same files: prefaces and introductions that stand before the novels, some hundred pieces by as many
-authors. No labelled sample is trained on: the files of --raw with their labels.csv only measure, and every novel by one
-of their authors is left out of the training, as are all of validation.jsonl.zst.
+CORPUS holds .jsonl.zst files of English novels (all are fiction, so their passages are the positive examples). What is
+no fiction comes from the same files: prefaces and introductions that stand before the novels, some ninety pieces. No
+labelled sample is trained on: the files of --raw with their labels.csv only measure, and every novel by one of their
+authors is left out of the training, as are all of validation.jsonl.zst.
 
 The bias is set so that 98 % of the training novels, each judged by a model that has not seen it (five folds by book),
 count as fiction. Prints one JSON line last.
@@ -38,7 +38,8 @@ PREFACE_CHARS = (1_500, 25_000)
 
 _HEADING = re.compile(
     r"^(?:the\s+|author[’']?s\s+|translator[’']?s\s+|editor[’']?s\s+|general\s+)*"
-    r"(?:preface|introduction|introductory note|foreword|biographical (?:note|sketch)|to the reader|advertisement)\b[^a-z]{0,60}$",
+    r"(?:preface|introduction|introductory note|foreword|biographical (?:note|sketch)|to the reader"
+    r"|advertisement)\b[^a-z]{0,60}$",
     re.I,
 )
 _NEXT_HEADING = re.compile(

@@ -68,8 +68,11 @@ def read_catalogue(path: Path) -> Iterator[CatalogueEntry]:
 
 
 def _from_csv(path: Path) -> Iterator[CatalogueEntry]:
-    opened = gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-    with opened as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
+    is_packed = path.suffix.lower() == ".gz"
+    with (
+        gzip.open(path) if is_packed else path.open("rb") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines,
+    ):
         reader = csv.DictReader(lines)
         if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
             raise BookError(f"{path} has no column {missing[0]!r}; give Project Gutenberg's own pg_catalog.csv")

@@ -70,9 +70,9 @@ def find_repeats(books: Sequence[Edition]) -> dict[int, Repeat]:
             repeats |= {j: Repeat("edition", i, round(share(j, i), 3)) for j in same}
     for i in sorted(order, key=lambda i: (len(books[i].sketch), -i)):
         larger = [j for j in shared[i] if j not in repeats and _size(books[j], j) > _size(books[i], i)]
-        if i not in repeats and (best := max(larger, key=lambda j: (share(i, j), -j), default=None)) is not None:
-            if share(i, best) >= CONTAINED_SHARE:
-                repeats[i] = Repeat("contained", best, round(share(i, best), 3))
+        holder = max(larger, key=lambda j: (share(i, j), -j), default=i)
+        if i not in repeats and holder != i and share(i, holder) >= CONTAINED_SHARE:
+            repeats[i] = Repeat("contained", holder, round(share(i, holder), 3))
     return {i: _settled(i, repeats) for i in sorted(repeats)}
 
 

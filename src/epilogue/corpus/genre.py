@@ -11,36 +11,40 @@ _LEAST_TURNS = 10  # paragraphs that one speaker opens before its name counts as
 _SPEAKER = re.compile(
     r"[_\[(]*((?:[A-Z][\w'’&-]*\.?[ ,]*){1,4}?)[\])_]*(?:\s*[\[(][^\])]{0,80}[\])])?[.:](?:\s|$|--|—)"
 )
-_FICTION = re.compile(r"\b(?:fiction|stories|novels?|tales|romances|fairy tales|ghost stories|short stories)\b", re.I)
+_KINDS_OF_FICTION = r"(?:fiction|stories|novels?|tales|romances)"
+_FICTION = re.compile(rf"\b{_KINDS_OF_FICTION}\b", re.I)
+_CERTAINLY_FICTION = re.compile(rf"\b{_KINDS_OF_FICTION}$", re.I)  # "Dogs -- Fiction", "Autobiographical fiction"
 _NOT_FICTION = re.compile(
-    r"\b(?:poetry|poems|drama|plays|criticism|letters|correspondence|biography|autobiography|essays|sermons|speeches"
-    r"|diaries|bibliography|periodicals|dictionaries|cooking|history and criticism|literary collections|songs|non-?fiction"
-    r"|study and teaching|textbooks|encyclopedias)\b",
+    r"\b(?:poetry|poems|songs|drama|plays|criticism|letters|correspondence|(?:auto)?biography|essays|sermons|speeches"
+    r"|diaries|bibliography|periodicals|dictionaries|encyclopedias|cooking|literary collections|non-?fiction"
+    r"|study and teaching|textbooks)\b",
     re.I,
 )
-_LITERATURE = ("PA", "PG", "PH", "PJ", "PK", "PL", "PN", "PQ", "PR", "PS", "PT")
+_LITERATURES = ("PA", "PG", "PH", "PJ", "PK", "PL", "PN", "PQ", "PR", "PS", "PT")
 _JUVENILE_FICTION = "PZ"
 
 
 def is_fiction_by_catalogue(entry: CatalogueEntry) -> bool | None:
-    """What Library of Congress classes and subjects say; None where they leave it open.
+    """What Library of Congress classes and subjects say; None where they leave it open or contradict each other.
 
-    PZ is fiction for the young. Within the literatures (PR, PS, PQ and so on) the subjects decide; where they name neither
-    a kind of fiction nor another kind, nothing is decided. Any other class is no fiction unless a subject says so.
+    PZ is fiction for the young. Within the literatures (PR, PS, PQ and so on) the subjects decide. Any other class is
+    no fiction unless a subject says so.
     """
-    subjects = [part for subject in entry.subjects for part in (subject, entry.title) if part]
-    says_other = any(_NOT_FICTION.search(subject) for subject in entry.subjects)
-    says_fiction = any(_FICTION.search(subject) and not _NOT_FICTION.search(subject) for subject in entry.subjects)
-    classes = [name.upper()[:2] for name in entry.classes]
-    if says_fiction:
-        return True if not says_other or _JUVENILE_FICTION in classes else None
-    if says_other:
-        return False
-    if _JUVENILE_FICTION in classes:
+    said = {_is_fiction_subject(subject) for subject in entry.subjects} - {None}
+    classes = {name.upper()[:2] for name in entry.classes}
+    if _JUVENILE_FICTION in classes and said != {False}:
         return True
-    if any(name in _LITERATURE for name in classes) or not (classes or subjects):
-        return None
-    return False if classes else None
+    if said:
+        return said.pop() if len(said) == 1 else None
+    return False if classes and not classes.intersection(_LITERATURES) else None
+
+
+def _is_fiction_subject(subject: str) -> bool | None:
+    if _CERTAINLY_FICTION.search(subject):
+        return True
+    if _NOT_FICTION.search(subject):
+        return False
+    return True if _FICTION.search(subject) else None
 
 
 def verse_share(text: str) -> float:

@@ -70,7 +70,7 @@ def _from_fields(fields: Mapping[str, Any], name: str) -> SourceBook:
 
 
 def _from_table(path: Path, name: str) -> Iterator[SourceBook]:
-    parquet = require("pyarrow.parquet", purpose="reading .parquet files", extra="")
+    parquet = require("pyarrow.parquet", purpose="reading .parquet files")
     try:
         with parquet.ParquetFile(path) as table:
             if "text" not in table.schema_arrow.names:

@@ -1,8 +1,8 @@
 """The selection as datatrove's pipeline steps; what the steps do is in other files. This one needs the extra `[data]`.
 
-Stage 1, a task for each run of units: read and clean; language, genre, quality, held-out books; write what the comparison
-needs. Stage 2, one task: compare all that is left, and report. Stage 3, the tasks of stage 1: copy the books that stay.
-Stage 4, one task: give the results their names.
+Stage 1, a task for each run of units: read and clean; check language, genre, quality and held-out books; write what the
+comparison needs. Stage 2, one task: compare all that is left, and report. Stage 3, the tasks of stage 1: copy the books
+that stay. Stage 4, one task: give the results their names.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

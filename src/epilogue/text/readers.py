@@ -37,7 +37,8 @@ def read_book(source: str | Path) -> Book:
 
     Args:
         source: a path to a .txt, .md, .html, .epub or TEI .xml file (any other name is read by its content),
-            ``gutenberg:ID`` for a book of Project Gutenberg (the only source that uses the network), or ``-`` for standard input.
+            ``gutenberg:ID`` for a book of Project Gutenberg (the only source that uses the network), or ``-`` for
+            standard input.
 
     Raises:
         BookError: there is no such book, or it cannot be read as text; the message is one sentence.
