@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import epilogue
 from cli.material import BOOK, Run, interrupt
 from epilogue.data import Shards
 
+BUNDLED_STORY = Path(epilogue.__file__).parent / "bundled" / "a-life-in-being.txt"
 RECIPE = """
 train_shards: {shards}
 validation_shards: {shards}
@@ -65,6 +67,24 @@ def test_ctrl_c_while_preparing(
     assert (done.code, done.out) == (130, "")
     assert "stopped after 1 book" in done.err
     assert not list(tmp_path.iterdir())
+
+
+def test_prepare_with_the_filter(run: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "story.txt").write_text(BUNDLED_STORY.read_text())
+    (tmp_path / "found" / "short.txt").write_text("It rained.")
+    done = run("prepare", tmp_path / "found", "--tokenizer", tiny, "--out", tmp_path / "s", "--filter", "--workers", 1)
+    assert (done.code, done.out) == (0, f"{tmp_path / 's'}\n")
+    assert "1 of 2 books kept" in done.err
+    assert [document.id for document in Shards(tmp_path / "s").documents] == ["story"]
+    assert "too short" in (tmp_path / "s.books" / "report.html").read_text()
+
+
+def test_the_filter_of_prepare_says_what_it_wants(run: Run, book: Path, tmp_path: Path) -> None:
+    plain = ("prepare", book, "--out", tmp_path / "s")
+    assert "need --filter" in run(*plain, "--language", "fr").complaint
+    assert "the executor is 'spark'" in run(*plain, "--filter", "--executor", "spark").complaint
+    assert "no book passed the filter" in run(*plain, "--filter", "--workers", 1).complaint
 
 
 def test_train_and_write_with_it(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:

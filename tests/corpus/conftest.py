@@ -8,12 +8,56 @@ import pytest
 Write = Callable[..., str]
 
 _NAMES = ("Martha", "Edward", "Jane", "Tom", "Captain Hale", "the old man", "her brother", "the stranger")
+_SURNAMES = [
+    one + two
+    for one in [
+        "Har",
+        "Whit",
+        "Ash",
+        "Bar",
+        "Col",
+        "Dray",
+        "Ford",
+        "Graf",
+        "Hol",
+        "Kings",
+        "Lang",
+        "Mor",
+        "New",
+        "Old",
+        "Pen",
+        "Rad",
+        "Stan",
+        "Thorn",
+        "Wal",
+        "York",
+    ]
+    for two in [
+        "ley",
+        "ton",
+        "wood",
+        "field",
+        "ford",
+        "worth",
+        "ham",
+        "by",
+        "man",
+        "son",
+        "well",
+        "bury",
+        "den",
+        "low",
+        "row",
+    ]
+]
 _PLACES = ("door", "harbour", "kitchen", "garden", "window", "stairs", "church", "road", "fire", "boat", "bridge")
 _DID = ("turned to", "ran from", "looked at", "stood by", "came back to", "walked past", "sat down near", "went to")
+_WAS = ("dark", "cold", "still", "empty", "far away")
 _HOW = ("slowly", "without a word", "in the rain", "with his hat in his hand", "as if she had heard", "that night")
 _SAID = ("said", "cried", "whispered", "asked", "answered", "muttered")
 _SPEECH = ("I never saw you", "Come here", "You must go", "Is it late", "They took my boat", "Give me your hand")
 _TERMS = ("reason", "knowledge", "the state", "experience", "government", "perception", "virtue", "the understanding")
+_OF = ("nature", "principle", "extension", "justification", "necessity", "division")
 _IS = ("is a condition of", "may be derived from", "must be distinguished from", "has no relation to", "implies")
 
 
@@ -22,8 +66,9 @@ def _novel(seed: int, words: int = 2500) -> str:
     paragraphs, count = [], 0
     while count < words:
         told = [
-            f"{draw.choice(_NAMES)} {draw.choice(_DID)} the {draw.choice(_PLACES)} {draw.choice(_HOW)}, and the "
-            f"{draw.choice(_PLACES)} was {draw.choice(('dark', 'cold', 'still', 'empty', 'far away'))} {draw.choice(_HOW)}."
+            f"{draw.choice(_NAMES)} {draw.choice(_DID)} the {draw.choice(_SURNAMES)} {draw.choice(_PLACES)} "
+            f"{draw.choice(_HOW)}, and the {draw.choice(_PLACES)} by {draw.choice(_SURNAMES)} was "
+            f"{draw.choice(_WAS)} {draw.choice(_HOW)}."
             for _ in range(draw.randint(2, 4))
         ]
         speech = f"“{draw.choice(_SPEECH)},” {draw.choice(_SAID)} {draw.choice(_NAMES)} {draw.choice(_HOW)}."
@@ -36,8 +81,8 @@ def _essay(seed: int, words: int = 2500) -> str:
     draw = random.Random(f"essay {seed}")
     sentences = [
         f"{draw.choice(_TERMS).capitalize()}, which {draw.choice(_IS)} {draw.choice(_TERMS)}, {draw.choice(_IS)} "
-        f"{draw.choice(_TERMS)}; and therefore the {draw.choice(('nature', 'principle', 'extension', 'justification'))} of "
-        f"{draw.choice(_TERMS)} {draw.choice(_IS)} the {draw.choice(('nature', 'necessity', 'division'))} of "
+        f"{draw.choice(_TERMS)}; and therefore the {draw.choice(_OF)} of "
+        f"{draw.choice(_TERMS)} {draw.choice(_IS)} the {draw.choice(_OF)} of "
         f"{draw.choice(_TERMS)}."
         for _ in range(words // 22)
     ]

@@ -38,10 +38,10 @@ def sources(tmp_path: Path, novel: Write, essay: Write) -> Path:
             packed.addfile(member, io.BytesIO(text.encode()))
     lines = [
         {"id": "third", "text": novel(3), "year": 1901},
-        {"id": "copy", "text": novel(1).upper()},
+        {"id": "copy", "text": novel(1).replace("“", '"').replace("”", '"')},
         {"id": "collected", "text": f"{novel(4, 6000)}\n\n{novel(5, 6000)}"},
         {"id": "part", "text": novel(5, 6000)},
-        {"id": "edition", "text": novel(4, 6000).replace("Martha", "Margaret", 3) + "\n\n" + novel(5, 5900)},
+        {"id": "edition", "text": novel(4, 6000).replace("Martha", "Margaret", 3) + "\n\n" + novel(5, 5000)},
         {"id": "argument", "text": essay(1)},
         {"id": "dutch", "text": DUTCH * 120},
         {"id": "play", "text": PLAY},
@@ -101,16 +101,16 @@ def test_every_book_is_kept_or_has_its_reason(sources: Path, tmp_path: Path, nov
 
 
 def test_two_workers_make_the_same_bytes_as_one(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epilogue.corpus.selecting.TASK_BYTES", 4000)
+    monkeypatch.setattr("epilogue.corpus.selecting.TASK_BYTES", 30_000)
     one, two = tmp_path / "one", tmp_path / "two"
     select(sources, one)
     select(sources, two, workers=2)
     assert everything(one) == everything(two)
-    assert len(list((one / "books").iterdir())) > 2
+    assert len(list((one / "books").iterdir())) == 2
 
 
 def test_an_interrupted_selection_goes_on(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epilogue.corpus.selecting.TASK_BYTES", 4000)
+    monkeypatch.setattr("epilogue.corpus.selecting.TASK_BYTES", 30_000)
     select(sources, tmp_path / "whole")
 
     def fail(*arguments: Any) -> None:
@@ -149,15 +149,13 @@ def test_clusters_take_the_same_stages(sources: Path, tmp_path: Path) -> None:
     assert slurm[0].partition == "cpu"
 
 
-def test_what_lacks_is_asked_for_in_a_sentence(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_lacks_is_asked_for_in_a_sentence(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     selection = Selection(sources=[str(sources)])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BookError, match="there is no sbatch here"):
         select_books(selection, tmp_path / "out", Cluster(kind="slurm", partition="cpu"))
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BookError, match="needs ray.*pip install ray"):
+    with pytest.raises(BookError, match=r"needs ray.*pip install ray"):
         select_books(selection, tmp_path / "out", Cluster(kind="ray"))
     monkeypatch.setitem(sys.modules, "datatrove.executor", None)
     with pytest.raises(BookError, match=r"needs datatrove.*pip install 'epilogue\[data\]'"):
@@ -176,5 +174,5 @@ def test_what_lacks_is_asked_for_in_a_sentence(
     ],
 )
 def test_impossible_settings(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="want|needs"):
+    with pytest.raises(ValueError, match=r"want|needs"):
         wrong()
