@@ -8,48 +8,25 @@ import pytest
 Write = Callable[..., str]
 
 _NAMES = ("Martha", "Edward", "Jane", "Tom", "Captain Hale", "the old man", "her brother", "the stranger")
-_SURNAMES = [
-    one + two
-    for one in [
-        "Har",
-        "Whit",
-        "Ash",
-        "Bar",
-        "Col",
-        "Dray",
-        "Ford",
-        "Graf",
-        "Hol",
-        "Kings",
-        "Lang",
-        "Mor",
-        "New",
-        "Old",
-        "Pen",
-        "Rad",
-        "Stan",
-        "Thorn",
-        "Wal",
-        "York",
-    ]
-    for two in [
-        "ley",
-        "ton",
-        "wood",
-        "field",
-        "ford",
-        "worth",
-        "ham",
-        "by",
-        "man",
-        "son",
-        "well",
-        "bury",
-        "den",
-        "low",
-        "row",
-    ]
-]
+_FIRST = (
+    "Har",
+    "Whit",
+    "Ash",
+    "Bar",
+    "Col",
+    "Dray",
+    "Ford",
+    "Graf",
+    "Hol",
+    "Kings",
+    "Lang",
+    "Mor",
+    "New",
+    "Stan",
+    "York",
+)
+_LAST = ("ley", "ton", "wood", "field", "ford", "worth", "ham", "by", "man", "son", "well", "bury", "den", "low", "row")
+_SURNAMES = [one + two for one in _FIRST for two in _LAST]
 _PLACES = ("door", "harbour", "kitchen", "garden", "window", "stairs", "church", "road", "fire", "boat", "bridge")
 _DID = ("turned to", "ran from", "looked at", "stood by", "came back to", "walked past", "sat down near", "went to")
 _WAS = ("dark", "cold", "still", "empty", "far away")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -98,6 +99,17 @@ def test_every_book_is_kept_or_has_its_reason(sources: Path, tmp_path: Path, nov
         "report.html",
         "report.json",
     ]
+
+
+def test_books_are_prepared_without_the_extra_where_nothing_is_filtered(tmp_path: Path, novel: Write) -> None:
+    (tmp_path / "book.txt").write_text(novel(1))
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['datatrove', 'ftfy', 'py3langid', 'pyarrow', 'loguru']);"
+        "from epilogue.corpus.reading import read_unit; from epilogue.data.sources import iterate_documents;"
+        "print(len(list(iterate_documents(sys.argv[1:]))))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "book.txt")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_two_workers_make_the_same_bytes_as_one(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.utils.stats import PipelineStats
 from loguru import logger
+
+_STEPS = "epilogue.corpus.steps"
 
 
 class QuietLocalExecutor(LocalPipelineExecutor):
@@ -17,6 +20,8 @@ class QuietLocalExecutor(LocalPipelineExecutor):
             Exception: what a task raised.
         """
         logger.disable("datatrove")
+        # Workers of every stage are forked from one process that has the imports done.
+        multiprocess.set_forkserver_preload([_STEPS])
         return super().run()
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
