@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import epilogue
 from cli.material import BOOK, Run, interrupt
 from epilogue.data import Shards
 
+BUNDLED_STORY = Path(epilogue.__file__).parent / "bundled" / "a-life-in-being.txt"
 RECIPE = """
 train_shards: {shards}
 validation_shards: {shards}
@@ -92,6 +94,24 @@ def test_shards_are_shown_and_verified(run: Run, recipe: Path, tmp_path: Path) -
     assert "tokens-00000.bin is damaged (SHA-256 differs; in 'The Pier')" in run("shards", "verify", shards).complaint
     (shards / "tokens-00000.bin").write_bytes(data[:-1])
     assert "tokens-00000.bin has" in run("shards", "inspect", shards).complaint
+
+
+def test_prepare_with_the_filter(run: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "story.txt").write_text(BUNDLED_STORY.read_text())
+    (tmp_path / "found" / "short.txt").write_text("It rained.")
+    done = run("prepare", tmp_path / "found", "--tokenizer", tiny, "--out", tmp_path / "s", "--filter", "--workers", 1)
+    assert (done.code, done.out) == (0, f"{tmp_path / 's'}\n")
+    assert "1 of 2 books kept" in done.err
+    assert [document.id for document in Shards(tmp_path / "s").documents] == ["story"]
+    assert "too short" in (tmp_path / "s.books" / "report.html").read_text()
+
+
+def test_the_filter_of_prepare_says_what_it_wants(run: Run, book: Path, tmp_path: Path) -> None:
+    plain = ("prepare", book, "--out", tmp_path / "s")
+    assert "need --filter" in run(*plain, "--language", "fr").complaint
+    assert "the executor is 'spark'" in run(*plain, "--filter", "--executor", "spark").complaint
+    assert "no book passed the filter" in run(*plain, "--filter", "--workers", 1).complaint
 
 
 def test_train_and_write_with_it(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:

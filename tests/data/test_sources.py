@@ -38,7 +38,7 @@ def test_packed_json_lines_of_several_frames(tmp_path: Path) -> None:
 
 
 def test_lines_longer_than_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("epilogue.data.sources._READ_BYTES", 3)
+    monkeypatch.setattr("epilogue.corpus.json_lines._READ_BYTES", 3)
     (tmp_path / "b.jsonl").write_bytes(lines(ONE, TWO))
     (tmp_path / "b.jsonl.zst").write_bytes(pack(lines(ONE, TWO)))
     plain, packed = (list(iterate_documents([tmp_path / name])) for name in ("b.jsonl", "b.jsonl.zst"))

@@ -153,20 +153,44 @@ def prepare(
     out: options.Out,
     tokenizer: options.GivenTokenizer = None,
     vocab_size: options.VocabSize = 8192,
-    workers: options.Workers = 1,
+    workers: options.Workers = None,
+    filter_: options.Filter = False,
+    language: options.Language = None,
+    genre: options.Genre = None,
+    least_words: options.LeastWords = None,
+    catalogue: options.Catalogue = None,
+    held_out: options.HeldOut = None,
+    held_out_names: options.HeldOutNames = None,
+    executor: options.Executor = None,
+    slurm_partition: options.SlurmPartition = None,
 ) -> None:
     """Turn books into token shards to train on.
 
     The shards are the same to the byte for any number of workers. Ctrl-C keeps the books that are done; the same
     command goes on from there.
 
-    Example:
+    Examples:
 
       epilogue prepare novels/ --out shards/train
+
+      epilogue prepare gutenberg/ --out shards/train --filter --held-out gatsby.txt
     """
     from epilogue.cli.prepare import run_prepare
+    from epilogue.cli.selecting import FilterOptions, select_sources
 
-    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size, num_workers=workers)
+    given = FilterOptions(
+        language=language,
+        genre=genre,
+        least_words=least_words,
+        catalogues=catalogue,
+        held_out=held_out,
+        names_file=held_out_names,
+        executor=executor,
+        workers=workers if filter_ else None,
+        partition=slurm_partition,
+    )
+    sources = select_sources(sources, out, given, is_asked=filter_)
+    run_prepare(sources, out, tokenizer=tokenizer, vocab_size=vocab_size, num_workers=workers or 1)
 
 
 app.add_typer(shards_app, name="shards", rich_help_panel=None)

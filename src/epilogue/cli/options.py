@@ -180,10 +180,79 @@ GivenTokenizer = Annotated[
 VocabSize = Annotated[
     int, typer.Option("--vocab-size", metavar="N", min=258, help="How many tokens a learned vocabulary has.")
 ]
-Workers = Annotated[int, typer.Option("--workers", metavar="N", min=1, help="So many processes cut books into tokens.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="So many processes cut books into tokens (one if not said) and filter them (all cores).",
+        show_default=False,
+    ),
+]
 
 # Of `shards`.
 ShardFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What `epilogue prepare` made.")]
+
+# Of `prepare --filter`.
+_FILTER = "With --filter"
+Filter = Annotated[
+    bool,
+    typer.Option(
+        "--filter",
+        help="Keep whole, sound, distinct books of fiction only; why each other one was dropped stands in"
+        " DIR.books/report.html. Reads archives, TEI, .parquet and hf:OWNER/NAME too. Needs epilogue[data].",
+    ),
+]
+Language = Annotated[
+    str | None,
+    typer.Option("--language", metavar="CODE", help="en (the default), fr, ..., or any.", rich_help_panel=_FILTER),
+]
+Genre = Annotated[
+    str | None,
+    typer.Option("--genre", metavar="NAME", help="fiction (the default) or any.", rich_help_panel=_FILTER),
+]
+LeastWords = Annotated[
+    int | None,
+    typer.Option(
+        "--least-words", metavar="N", min=1, help="Words of the shortest book; 2000.", rich_help_panel=_FILTER
+    ),
+]
+Catalogue = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--catalogue",
+        metavar="PATH",
+        help="Project Gutenberg's pg_catalog.csv or RDF files; found without this beside the books.",
+        rich_help_panel=_FILTER,
+    ),
+]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--held-out",
+        metavar="SOURCE",
+        help="Books to judge models on: they, their editions and excerpts are kept out.",
+        rich_help_panel=_FILTER,
+    ),
+]
+HeldOutNames = Annotated[
+    Path | None,
+    typer.Option(
+        "--held-out-names",
+        metavar="FILE",
+        help='More of them, a line each: an id, gutenberg:NUMBER, or "TITLE by AUTHOR".',
+        rich_help_panel=_FILTER,
+    ),
+]
+Executor = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="NAME", help="local (the default), slurm or ray.", rich_help_panel=_FILTER),
+]
+SlurmPartition = Annotated[
+    str | None,
+    typer.Option("--slurm-partition", metavar="NAME", help="Where --executor slurm runs.", rich_help_panel=_FILTER),
+]
 
 # Of `train`.
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; recipes/ has some.")]

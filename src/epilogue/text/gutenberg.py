@@ -104,7 +104,9 @@ def find_work(units: Sequence[str]) -> tuple[slice, Credits]:
     Units are lines or paragraphs; a text without the markers is the work from end to end.
     """
     start = _end_of_header(units)
-    end = next((i for i in range(start, len(units)) if _FOOTER_START.search(units[i])), len(units))
+    end = next(
+        (i for i in range(start, len(units)) if _mentions(units[i]) and _FOOTER_START.search(units[i])), len(units)
+    )
     if start == 0 and end == len(units):
         return slice(start, end), Credits()
     header = "\n".join(units[:start])
@@ -116,7 +118,7 @@ def find_work(units: Sequence[str]) -> tuple[slice, Credits]:
 
 def strip_illustrations(text: str) -> str:
     """The text without ``[Illustration: ...]`` and page marks."""
-    return _ILLUSTRATION.sub("", text)
+    return _ILLUSTRATION.sub("", text) if "[" in text else text
 
 
 def strip_credits(blocks: Sequence[Block], credits: Credits) -> list[Block]:
@@ -134,6 +136,12 @@ def strip_credits(blocks: Sequence[Block], credits: Credits) -> list[Block]:
     return kept[: _end_of_work(kept)]
 
 
+def _mentions(unit: str) -> bool:
+    """Whether a marker can be in it: a glance that spares the patterns most of a book."""
+    lower = unit.lower()
+    return "gutenberg" in lower or "small" in lower or "license" in lower
+
+
 def _end_of_work(blocks: Sequence[Block]) -> int:
     """The index after the last paragraph of the work: notes and lists of books follow it, but no prose."""
     first = int(0.9 * len(blocks))
@@ -147,7 +155,7 @@ def _end_of_work(blocks: Sequence[Block]) -> int:
 
 def _end_of_header(units: Sequence[str]) -> int:
     """The index after the last header marker; a marker may run over several lines."""
-    found = [i for i, unit in enumerate(units[:_LONGEST_HEADER]) if _HEADER_END.search(unit)]
+    found = [i for i, unit in enumerate(units[:_LONGEST_HEADER]) if _mentions(unit) and _HEADER_END.search(unit)]
     if not found:
         return 0
     last = found[-1]

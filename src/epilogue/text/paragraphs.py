@@ -63,7 +63,9 @@ def clean_paragraph(paragraph: str) -> str:
     text = paragraph.strip("\n").rstrip()
     if "\n" not in text:
         text = text.strip()
-    return SCENE_BREAK if _BREAKS.fullmatch(text) else _ITALICS.sub(r"\1\2", text)
+    if _BREAKS.fullmatch(text):
+        return SCENE_BREAK
+    return _ITALICS.sub(r"\1\2", text) if "_" in text else text
 
 
 def settle_breaks(blocks: Iterable[Block]) -> list[Block]:

@@ -15,11 +15,13 @@ from epilogue.text.gutenberg import Credits, fetch_gutenberg, find_work, strip_c
 from epilogue.text.html import read_html
 from epilogue.text.markdown import markdown_blocks, read_front_matter
 from epilogue.text.paragraphs import Block, split_paragraphs
+from epilogue.text.tei import is_tei, read_tei
 
 _GUTENBERG = "gutenberg:"
 _STANDARD_INPUT = "-"
 _MAX_FILE_BYTES = 512 * 2**20
 _HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+_XML_SUFFIX = ".xml"
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
 _HTML_START = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(?:!doctype\s+html|html)\b", re.I | re.S)
 _LONGEST_TITLE = 100  # characters of the line above "by NAME"
@@ -34,8 +36,9 @@ def read_book(source: str | Path) -> Book:
     line ends are joined. A text already in that form stays as it is, up to its outer white space.
 
     Args:
-        source: a path to a .txt, .md, .html or .epub file (any other name is read by its content), ``gutenberg:ID``
-            for a book of Project Gutenberg (the only source that uses the network), or ``-`` for standard input.
+        source: a path to a .txt, .md, .html, .epub or TEI .xml file (any other name is read by its content),
+            ``gutenberg:ID`` for a book of Project Gutenberg (the only source that uses the network), or ``-`` for
+            standard input.
 
     Raises:
         BookError: there is no such book, or it cannot be read as text; the message is one sentence.
@@ -50,6 +53,16 @@ def read_book(source: str | Path) -> Book:
         return _book(data, name, suffix="", fallback_title="", called="standard input")
     path = Path(source).expanduser()
     return _book(_file_bytes(path), name, suffix=path.suffix.lower(), fallback_title=path.stem)
+
+
+def read_book_bytes(data: bytes, name: str) -> Book:
+    """Reads a book that is no file of its own, such as an archive's member; ``name`` tells its format as a path does.
+
+    Raises:
+        BookError: it cannot be read as text.
+    """
+    path = Path(name)
+    return _book(data, name, suffix=path.suffix.lower(), fallback_title=path.stem)
 
 
 def _file_bytes(path: Path) -> bytes:
@@ -78,6 +91,9 @@ def _book(data: bytes, source: str, *, suffix: str, fallback_title: str, called:
         text = decode_text(data, called)
         if suffix in _HTML_SUFFIXES or _HTML_START.match(text):
             blocks, title, author = _from_html(text)
+        elif suffix == _XML_SUFFIX or is_tei(text):
+            tei = read_tei(text, called)
+            blocks, title, author = list(tei.blocks), tei.title, tei.author
         elif suffix in _MARKDOWN_SUFFIXES:
             blocks, title, author = _from_markdown(text)
         else:
