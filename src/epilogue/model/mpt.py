@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
+from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
 from epilogue.model.linear import Linear, NarrowCopy, make_linear
@@ -229,6 +230,10 @@ class MPT(nn.Module):
         return self.transformer.wte.weight.dtype
 
     @property
+    def _head_weight(self) -> Tensor:
+        return self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
     def slopes_H(self) -> Tensor:
         """fp32 slopes, the same in every layer; zeros without ALiBi."""
         first = self.transformer.blocks[0]
@@ -255,12 +260,11 @@ class MPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.narrow = NarrowCopy.of(module.weight)
-        head = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        self._narrow_head = NarrowCopy.of(head)
+        self._narrow_head = NarrowCopy.of(self._head_weight)
 
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
-        weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        weight = self._head_weight
         logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self._narrow_head))
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
@@ -292,12 +296,14 @@ class MPT(nn.Module):
         return self.head(x_BTC[:, -1:] if last_only else x_BTC)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor, document_start_BT: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of the targets in nats, as an fp32 scalar. Stores logits_BTV in fp32.
+        """Mean cross-entropy of the targets in nats, as an fp32 scalar; logits are never all in memory.
 
-        ``document_start_BT`` is that of ``forward``.
+        ``document_start_BT`` is that of ``forward``; a target of -100 counts for nothing.
         """
-        logits_BTV = self(ids_BT, document_start_BT=document_start_BT).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        x_BTC = self.transformer(ids_BT, None, document_start_BT)
+        return linear_cross_entropy(
+            x_BTC.flatten(0, 1), self._head_weight, targets_BT.flatten(), factor=self.config.logit_factor or 1.0
+        )
 
     @torch.no_grad()
     def init_weights(self, *, std: float = 0.02, seed: int = 0) -> None:
