@@ -14,6 +14,7 @@ from epilogue.model.mpt import MPT, Attention, Transformer
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
 from epilogue.model.quantization import KOBOLD_KEYS, Layout, Quantization
 from epilogue.model.reads import Reads
+from epilogue.model.recompute import Recompute
 from epilogue.model.token_step import TokenResults, TokenStep, TokenTables, run_tokens
 from epilogue.model.weight_bounds import eviction_bounds
 
@@ -36,6 +37,7 @@ __all__ = [
     "QuantWeight",
     "Quantization",
     "Reads",
+    "Recompute",
     "Segment",
     "TokenResults",
     "TokenStep",

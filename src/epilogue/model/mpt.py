@@ -20,6 +20,7 @@ from epilogue.model.config import MPTConfig
 from epilogue.model.linear import Linear, NarrowCopy, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
+from epilogue.model.recompute import BlockParts, Recompute, run_block
 
 
 class RMSNorm(nn.Module):
@@ -102,6 +103,7 @@ class Attention(nn.Module):
         return out_BTHD.flatten(2)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
+        """out_BTHD, without a cache."""
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
@@ -115,6 +117,7 @@ class Attention(nn.Module):
         )  # fmt: skip
 
     def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped and normed as the config says."""
         qkv = self.Wqkv(x_BTC)
         if self.clip_qkv is not None:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
@@ -157,11 +160,27 @@ class Block(nn.Module):
         self.norm_2 = make_norm(config, config.d_model)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
+        self.recompute: Recompute | None = None
 
     def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
+        if self.recompute is not None and cache is None and torch.is_grad_enabled():
+            return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
         x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
+        return self._feed(x_BTC)
+
+    def _feed(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
+
+    def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
+        return BlockParts(
+            project=lambda x_BTC: self.attn._project(self.norm_1(x_BTC)),
+            attend=lambda *qkv: self.attn._attend(*qkv, document_start_BT).flatten(2),
+            join=lambda x_BTC, o_BTC: x_BTC + self.dropout(self.attn.out_proj(o_BTC)),
+            feed=self._feed,
+            weights=[weight for weight in self.parameters() if weight.requires_grad],
+            draws=self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()),
+        )
 
 
 class Transformer(nn.Module):
@@ -251,6 +270,12 @@ class MPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.epsilon = epsilon
+
+    def set_recompute(self, recompute: Recompute | None) -> None:
+        """Train with less memory: make every block's activations again on the way back, but for what this keeps."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = recompute
 
     def keep_narrow_copies(self) -> None:
         """Keep fp32 weights that are bf16 numbers as those too, for few tokens on a CPU: half the memory more.
