@@ -175,7 +175,7 @@ class Block(nn.Module):
     def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
         return BlockParts(
             project=lambda x_BTC: self.attn._project(self.norm_1(x_BTC)),
-            attend=lambda *qkv: self.attn._attend(*qkv, document_start_BT).flatten(2),
+            attend=lambda q, k, v: self.attn._attend(q, k, v, document_start_BT).flatten(2),
             join=lambda x_BTC, o_BTC: x_BTC + self.dropout(self.attn.out_proj(o_BTC)),
             feed=self._feed,
             weights=[weight for weight in self.parameters() if weight.requires_grad],

@@ -1,8 +1,8 @@
 """Training a block with little memory: its stream in is kept, nearly everything else is made again on the way back.
 
-PyTorch's own checkpoint around a block whose feed-forward is cut into tiles would run the feed-forward three times: once
-forward, once to come to the tiles again, once in each tile. Here every piece runs twice, and attention once if its
-results are kept: those, and not its queries, keys and values, which are made again anyway.
+PyTorch's own checkpoint around a block whose feed-forward is cut into tiles would run the feed-forward three times:
+forward, to come to the tiles again, and in each tile. Here every piece runs twice, and attention once if its results
+are kept: those, and not its queries, keys and values, which are made again anyway.
 """
 
 from collections.abc import Callable, Iterator, Sequence
