@@ -81,7 +81,7 @@ def test_micro_batches_may_have_any_size_that_divides(tmp_path: Path) -> None:
         ("model: {set: [1]}\n", "model.set is [1], wanted a table of settings"),
         ("model: {set: {1: 2}}\n", "model.set is {1: 2}, wanted a table of settings"),
         ("model: {set: {attn_config: null}}\n", "model.set.attn_config is None, wanted a table of settings"),
-        ("model: {initialize_from: 5}\n", "model.initialize_from is 5, wanted a path or null"),
+        ("model: {initialize_from: 5}\n", "model.initialize_from is 5, wanted text or null"),
         ("optimizer: {name: sgd}\n", "optimizer.name is 'sgd', wanted muon or adamw"),
         ("optimizer: {betas: 0.9}\n", "optimizer.betas is 0.9, wanted 2 numbers in brackets"),
         ("optimizer: {betas: [0.9]}\n", "optimizer.betas is (0.9,), wanted 2 numbers in brackets"),

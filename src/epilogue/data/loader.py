@@ -69,6 +69,13 @@ class WindowLoader:
                 yield self._collate(documents[rows], starts[rows])
             epoch, index = epoch + 1, 0
 
+    def books_of(self, index: int) -> list[str]:
+        """The ids of the books that a batch was cut from, each once, in the order of its rows."""
+        epoch, place = divmod(index, self.batches_per_epoch)
+        documents, _ = self._epoch(epoch)
+        rows = documents[place * self.batch : (place + 1) * self.batch]
+        return list(dict.fromkeys(self._documents[int(document)].id for document in rows))
+
     def _epoch(self, epoch: int) -> tuple[_Integers, _Integers]:
         """Every window of an epoch in its order: which book, and where in it."""
         generator = np.random.default_rng([self.seed, epoch])

@@ -1,6 +1,7 @@
 """The MPT architecture: configuration, slopes, cache and the model itself."""
 
 from epilogue.kernels.quant_linear import QuantWeight, dense, pack_codes, pack_words, unpack_codes, unpack_words
+from epilogue.model.adapters import LowRankAdapter, adapters, add_adapters
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.bookmarks import SPACINGS, bookmarks, check_spacings
 from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
@@ -30,6 +31,7 @@ __all__ = [
     "JoinedKeys",
     "KVCache",
     "Layout",
+    "LowRankAdapter",
     "MPTConfig",
     "PagePool",
     "PageTable",
@@ -43,6 +45,8 @@ __all__ = [
     "TokenStep",
     "TokenTables",
     "Transformer",
+    "adapters",
+    "add_adapters",
     "alibi_slopes",
     "bookmarks",
     "bytes_per_key",

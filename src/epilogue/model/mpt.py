@@ -7,6 +7,7 @@ arithmetic follows llm-foundry (llmfoundry/models/mpt); docs/notation.md has the
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,11 @@ class Attention(nn.Module):
             self.q_ln, self.k_ln = nn.Identity(), nn.Identity()
         self._alibi_bias_max = config.attn_config.alibi_bias_max if config.attn_config.alibi else None
         self.register_buffer("slopes_H", self.make_slopes(torch.device("cpu")), persistent=False)
+
+    def set_alibi_bias_max(self, alibi_bias_max: float) -> None:
+        """Change the slopes, in place: what holds them sees it."""
+        self._alibi_bias_max = alibi_bias_max
+        self.slopes_H.copy_(self.make_slopes(self.slopes_H.device))
 
     def make_slopes(self, device: torch.device) -> Tensor:
         """slopes_H anew; they are no part of a checkpoint."""
@@ -270,6 +276,20 @@ class MPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.epsilon = epsilon
+
+    def set_alibi_bias_max(self, alibi_bias_max: float) -> None:
+        """Change the slopes of all heads, and the config that says so.
+
+        Raises:
+            ValueError: a model without ALiBi.
+        """
+        if not self.config.attn_config.alibi:
+            raise ValueError("this model has learned positions, and no ALiBi whose alibi_bias_max could be set")
+        changed = replace(self.config.attn_config, alibi_bias_max=alibi_bias_max)
+        self.config = self.transformer.config = replace(self.config, attn_config=changed)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_alibi_bias_max(alibi_bias_max)
 
     def set_recompute(self, recompute: Recompute | None) -> None:
         """Train with less memory: make every block's activations again on the way back, but for what this keeps."""

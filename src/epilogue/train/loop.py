@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from torch import Tensor
 from epilogue.data import Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
 from epilogue.train.interrupts import interrupts_held
+from epilogue.train.memory import recompute_of
 from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
 from epilogue.train.recipe import Recipe
-from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run
-from epilogue.train.schedule import learning_rate_factor
+from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run, step_of
+from epilogue.train.spikes import SpikeGuard
+from epilogue.train.stages import Stages
 from epilogue.train.start import make_model
 
 
@@ -32,12 +35,14 @@ class Progress:
     tokens_per_s: float
     """Of this step, saving and evaluation not counted."""
     learning_rate: float
+    num_skipped: int = 0
+    """Steps left out so far because their loss was a spike."""
 
 
 class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
-    Weights are fp32; on CUDA the arithmetic of matrices and attention is bf16 by autocast. The state after a step
+    fp32 weights on CUDA compute matrices and attention in bf16 by autocast. The state after a step
     depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on
     CUDA as far as its kernels repeat themselves).
 
@@ -56,13 +61,17 @@ class Trainer:
                 f"{recipe.train_shards} and {recipe.validation_shards} have different tokenizers; "
                 "prepare one with the other's (--tokenizer)"
             )
-        rows = recipe.batch_tokens // recipe.context_tokens
-        self._windows = WindowLoader(self._shards, num_tokens=recipe.context_tokens, batch=rows, seed=recipe.seed)
-        self._held_out = WindowLoader(held_out, num_tokens=recipe.context_tokens, batch=1)
+        self._stages = Stages(recipe)
+        self._loaders = [self._make_loaders(held_out, number) for number in range(len(self._stages.all))]
         newest = newest_step(self.out)
         self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
-        self.optimizers = make_optimizers(self.model, recipe.optimizer)
-        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
+        self._first_bias_max = self.model.config.attn_config.alibi_bias_max
+        self._stage = self._stages.all[0]
+        self._enter(step_of(newest) - 1)
+        self.model.set_recompute(recompute_of(recipe.memory))
+        self.optimizers = make_optimizers(self.model, recipe.optimizer, seed=recipe.seed)
+        self._guard = SpikeGuard(recipe.optimizer.spike_z)
+        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers, self._guard)
         should_compile = recipe.compile and self.device == "cuda"
         self._loss: Callable[[Tensor, Tensor], Tensor] = (
             torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
@@ -80,15 +89,18 @@ class Trainer:
         so one that is interrupted is not made up for.
 
         Raises:
-            TrainingError: loss or gradients are no longer finite; the weights are as the last good step left them.
+            TrainingError: loss or gradients are no longer finite, or the loss has risen for good; the weights are as the
+                last good step left them.
             CheckpointError: a checkpoint cannot be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         if self.step < self.recipe.steps:
             log_resumption(self.out, self.step)
-        batches = self._windows.batches(start=self.step)
+        batches = None
         try:
             while self.step < self.recipe.steps:
+                if self._enter(self.step) or batches is None:
+                    batches = self._windows.batches(start=self.step - self._stage.first_step)
                 started_s = time.perf_counter()
                 loss = self._train_step(*next(batches))
                 on_step(self._report(loss, time.perf_counter() - started_s))
@@ -104,7 +116,7 @@ class Trainer:
         return newest
 
     def evaluate(self) -> Evaluation:
-        """Loss on the held-out shards at the recipe's context length."""
+        """Loss on the held-out shards at the context length of the stage."""
         self.model.eval()
         with self._autocast():
             return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
@@ -116,15 +128,18 @@ class Trainer:
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
             raise TrainingError(
-                f"step {self.step + 1} has a loss of {loss_before} and gradients of norm {norm_before}, and was not "
-                f"taken; lower optimizer.learning_rate or raise warmup_steps, and remove steps from {self.out} to go "
-                "on from before the trouble began"
+                f"step {self.step + 1} has a loss of {loss_before} and gradients of norm {norm_before} on "
+                f"{self._books_of_step()}, and was not taken; lower optimizer.learning_rate or raise warmup_steps, and "
+                f"remove steps from {self.out} to go on from before the trouble began"
             )
-        set_learning_rate(self.optimizers, self._learning_rate())
+        set_learning_rate(self.optimizers, self._stages.learning_rate(self.step))
+        z = self._guard.z_of_spike(loss_before)
         with interrupts_held():
-            for optimizer in self.optimizers:
+            for optimizer in self.optimizers if z is None else []:
                 optimizer.step()
             self.step += 1
+        if z is not None:
+            append_log(self.out, {"step": self.step, "skipped_z": round(z, 2), "num_skipped": self._guard.num_skipped})
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
 
@@ -133,11 +148,11 @@ class Trainer:
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
-        rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
+        rows = self._stage.micro_batch_tokens // self._stage.context_tokens
         micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
         total = torch.zeros((), device=self.device)
         for ids, targets in micro_batches:
-            with self._autocast():
+            with self._autocast(), self._offloaded():
                 loss = self._loss(ids.to(self.device), targets.to(self.device)) / len(micro_batches)
             loss.backward()
             total += loss.detach()
@@ -148,8 +163,9 @@ class Trainer:
             step=self.step,
             steps=self.recipe.steps,
             loss=loss,
-            tokens_per_s=self.recipe.batch_tokens / max(time_s, 1e-9),
+            tokens_per_s=self._stage.batch_tokens / max(time_s, 1e-9),
             learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            num_skipped=self._guard.num_skipped,
         )
         append_log(self.out, {"step": self.step, "loss": round(loss, 5), "tokens_per_s": round(progress.tokens_per_s)})
         return progress
@@ -165,18 +181,48 @@ class Trainer:
         return evaluation
 
     def _save(self) -> None:
-        save_run(self.out, self.model, self.optimizers, step=self.step, tokenizer_file=self._shards.tokenizer_file)
+        self._enter(self.step - 1)  # a step that was begun may have brought other slopes than the last one learned by
+        save_run(
+            self.out, self.model, self.optimizers, self._guard,
+            step=self.step, tokenizer_file=self._shards.tokenizer_file, base=self.recipe.model.initialize_from,
+        )  # fmt: skip
 
-    def _learning_rate(self) -> float:
-        return self.recipe.optimizer.learning_rate * learning_rate_factor(
-            self.step,
-            steps=self.recipe.steps,
-            warmup_steps=self.recipe.warmup_steps,
-            cooldown_share=self.recipe.cooldown_share,
+    def _make_loaders(self, held_out: Shards, number: int) -> tuple[WindowLoader, WindowLoader]:
+        stage = self._stages.all[number]
+        tokens, rows = stage.context_tokens, stage.batch_tokens // stage.context_tokens
+        return (
+            WindowLoader(self._shards, num_tokens=tokens, batch=rows, seed=self.recipe.seed),
+            WindowLoader(held_out, num_tokens=tokens, batch=1),
         )
 
+    def _enter(self, step: int) -> bool:
+        """Make loaders and slopes those of a step, 0-based; whether the stage is another one than before.
+
+        What has been trained by N steps has the slopes of step N - 1, and of step 0 before any.
+        """
+        step = max(0, step)
+        number = self._stages.number_at(step)
+        before, self._stage = self._stage, self._stages.all[number]
+        self._windows, self._held_out = self._loaders[number]
+        bias_max = self._stages.alibi_bias_max(step, at_first=self._first_bias_max)
+        if bias_max != self.model.config.attn_config.alibi_bias_max:
+            self.model.set_alibi_bias_max(bias_max)
+        return self._stage is not before
+
+    def _books_of_step(self) -> str:
+        """The books in the step's batch, for a person to look at."""
+        names = self._windows.books_of(self.step - self._stage.first_step)
+        rest = len(names) - 3
+        return f"books {', '.join(names[:3])}" + (f" and {rest} more" if rest > 0 else "")
+
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda")
+        is_wanted = self.device == "cuda" and self.recipe.weights == "fp32"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_wanted)
+
+    def _offloaded(self) -> AbstractContextManager[object]:
+        if not self.recipe.memory.offload:
+            return ExitStack()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device == "cuda")
 
 
 def _device(recipe: Recipe) -> str:

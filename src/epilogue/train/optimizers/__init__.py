@@ -4,4 +4,4 @@ from epilogue.train.optimizers.adamw import NarrowAdamW
 from epilogue.train.optimizers.elementwise import Elementwise, NarrowWeights
 from epilogue.train.optimizers.lion import Lion
 
-__all__ = ["NarrowAdamW", "Elementwise", "Lion", "NarrowWeights"]
+__all__ = ["Elementwise", "Lion", "NarrowAdamW", "NarrowWeights"]

@@ -44,8 +44,10 @@ def from_eight_bits(codes: Tensor, scales: Tensor, kind: Kind) -> Tensor:
 
 
 def _blocks(x: Tensor) -> Tensor:
-    return F.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks: Tensor = F.pad(x, (0, -x.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    return blocks
 
 
 def _rows(blocks: Tensor, width: int) -> Tensor:
-    return blocks.flatten(-2)[..., :width].contiguous()
+    rows: Tensor = blocks.flatten(-2)[..., :width].contiguous()
+    return rows

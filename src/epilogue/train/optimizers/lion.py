@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from epilogue.train.optimizers.elementwise import Elementwise
 from epilogue.train.optimizers.eight_bits import Kind
+from epilogue.train.optimizers.elementwise import Elementwise
 
 
 class Lion(Elementwise):
