@@ -89,8 +89,8 @@ class Trainer:
         so one that is interrupted is not made up for.
 
         Raises:
-            TrainingError: loss or gradients are no longer finite, or the loss has risen for good; the weights are as the
-                last good step left them.
+            TrainingError: loss or gradients are no longer finite, or the loss has risen for good; the weights are as
+                the last good step left them.
             CheckpointError: a checkpoint cannot be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)

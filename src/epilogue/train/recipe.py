@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from epilogue.checkpoint import load_config
@@ -151,7 +152,7 @@ class Recipe:
         if self.weights == "bf16" and self.optimizer.name == "muon" and self.lora is None:
             raise RecipeError("muon moves fp32 weights only; set weights to fp32, or optimizer.name to lion or adamw")
         begins = [0, *(stage.from_step for stage in self.stages), self.steps]
-        if any(one >= other for one, other in zip(begins, begins[1:], strict=False)):
+        if any(one >= other for one, other in pairwise(begins)):
             raise RecipeError(f"stages begin at steps {begins[1:-1]}, wanted rising steps below steps = {self.steps}")
         if self.batch_tokens % self.micro_batch_tokens or self.micro_batch_tokens % self.context_tokens:
             raise RecipeError(
