@@ -65,10 +65,15 @@ class Trainer:
         self._loaders = [self._make_loaders(held_out, number) for number in range(len(self._stages.all))]
         newest = newest_step(self.out)
         self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
+        if not self.model.config.attn_config.alibi and any(stage.alibi_bias_max for stage in self._stages.all):
+            raise RecipeError(
+                "stages set alibi_bias_max and the model has no ALiBi; leave it out, or train one that has"
+            )
         self._first_bias_max = self.model.config.attn_config.alibi_bias_max
         self._stage = self._stages.all[0]
         self._enter(step_of(newest) - 1)
         self.model.set_recompute(recompute_of(recipe.memory))
+        self.model.set_epsilon(recipe.epsilon)
         self.optimizers = make_optimizers(self.model, recipe.optimizer, seed=recipe.seed)
         self._guard = SpikeGuard(recipe.optimizer.spike_z)
         self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers, self._guard)

@@ -137,6 +137,8 @@ class Recipe:
     evaluate_tokens: int = 262_144
     """Held-out tokens of an evaluation; all of them if there are fewer."""
     save_every_steps: int = 500
+    epsilon: float = 0.0
+    """Attention may leave out keys that together hold at most this share of a probability; 0 looks at everything."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
@@ -147,6 +149,7 @@ class Recipe:
         intervals = "evaluate_every_steps evaluate_tokens save_every_steps"
         _require(self, "", f"{sizes} {intervals}", "at least 1", lambda x: x >= 1)
         _require(self, "", "warmup_steps", "0 or more", lambda x: x >= 0)
+        _require(self, "", "epsilon", "in [0, 1)", lambda x: 0 <= x < 1)
         _require(self, "", "seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
         _require(self, "", "cooldown_share final_rate_share", "from 0 to 1", lambda x: 0 <= x <= 1)
         if self.weights == "bf16" and self.optimizer.name == "muon" and self.lora is None:
