@@ -153,6 +153,36 @@ def test_plot(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:
     assert "name the runs to draw" in run("plot", tmp_path / "alone.png").complaint
 
 
+def test_a_new_user_trains_the_tiny_recipe_and_writes(run: Run, recipe: Path, book: Path, tmp_path: Path) -> None:
+    """The command of docs/training.md, on shards of one short book, with everything that takes long set smaller."""
+    tiny = Path(__file__).parents[2] / "recipes/tiny.yaml"
+    changes = {
+        "train_shards": tmp_path / "shards", "validation_shards": tmp_path / "shards", "out": tmp_path / "run",
+        "model.set": "{d_model: 64, n_heads: 4, n_layers: 2}", "steps": 3, "context_tokens": 16, "batch_tokens": 32,
+        "micro_batch_tokens": 32, "evaluate_tokens": 32,
+        "stages": "[{from_step: 2, context_tokens: 32, learning_rate: 1e-3}]",
+    }  # fmt: skip
+    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    done = run("train", tiny, *settings)
+    assert (done.code, done.out) == (0, f"{tmp_path / 'run/step-0000003'}\n"), done.err
+    assert run("write", book, "--model", tmp_path / "run/step-0000003", "--max-new-tokens", 2).code == 0
+
+
+def test_adapters_are_trained_and_merged(run: Run, recipe: Path, tiny: Path, book: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "with-tiny"
+    assert run("prepare", book, "--out", shards, "--tokenizer", tiny).code == 0
+    folders = ["--set", f"train_shards={shards}", "--set", f"validation_shards={shards}"]
+    model = ["--set", f"model={{size: null, initialize_from: {tiny}}}", "--set", "lora={rank: 2}"]
+    done = run("train", recipe, *folders, *model)
+    assert done.code == 0, done.err
+    adapter = tmp_path / "run/step-0000002"
+    assert "epilogue merge" in run("write", book, "--model", adapter).complaint
+    merged = run("merge", adapter, tmp_path / "merged")
+    assert (merged.code, merged.out) == (0, f"{tmp_path / 'merged'}\n"), merged.err
+    assert run("write", book, "--model", tmp_path / "merged", "--max-new-tokens", 2).code == 0
+    assert "is there already" in run("merge", adapter, tmp_path / "merged").complaint
+
+
 def test_ctrl_c_while_training_saves(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         interrupt(patch, "training", at=1)

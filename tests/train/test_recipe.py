@@ -8,7 +8,6 @@ import pytest
 from epilogue.errors import RecipeError
 from epilogue.train import ModelRecipe, Recipe, read_recipe
 
-ROOT = Path(__file__).parents[2]
 LEAST = "train_shards: a\nvalidation_shards: b\nout: c\nsteps: 10\n"
 
 
@@ -16,13 +15,6 @@ def read(tmp_path: Path, text: str, *overrides: str) -> Recipe:
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return read_recipe(path, overrides=overrides)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_recipes_of_this_repository_can_be_read(path: Path) -> None:
-    recipe = read_recipe(path)
-    config = recipe.model.config(8192, recipe.context_tokens)
-    assert (config.vocab_size, config.max_seq_len) == (8192, recipe.context_tokens)
 
 
 def test_a_recipe_has_defaults_for_all_but_four_keys(tmp_path: Path) -> None:
@@ -81,7 +73,7 @@ def test_micro_batches_may_have_any_size_that_divides(tmp_path: Path) -> None:
         ("model: {set: [1]}\n", "model.set is [1], wanted a table of settings"),
         ("model: {set: {1: 2}}\n", "model.set is {1: 2}, wanted a table of settings"),
         ("model: {set: {attn_config: null}}\n", "model.set.attn_config is None, wanted a table of settings"),
-        ("model: {initialize_from: 5}\n", "model.initialize_from is 5, wanted a path or null"),
+        ("model: {initialize_from: 5}\n", "model.initialize_from is 5, wanted text or null"),
         ("optimizer: {name: sgd}\n", "optimizer.name is 'sgd', wanted muon or adamw"),
         ("optimizer: {betas: 0.9}\n", "optimizer.betas is 0.9, wanted 2 numbers in brackets"),
         ("optimizer: {betas: [0.9]}\n", "optimizer.betas is (0.9,), wanted 2 numbers in brackets"),

@@ -14,12 +14,14 @@
     export_huggingface   a directory for transformers, with model_card and what plain_transformers would get wrong
     parts         a checkpoint read tensor by tensor
     export_quantised   a quantised model for other programs, read back before it counts
+    adapter       low-rank adapters in PEFT's files, and into the weights they stand beside
     gguf_export   a checkpoint to a .gguf
     staging       files that appear all at once or not at all
 
 Nothing here runs code that comes with a checkpoint.
 """
 
+from epilogue.checkpoint.adapter import load_adapter, merge_adapter, save_adapter
 from epilogue.checkpoint.export_huggingface import ExportedHF, export_hf
 from epilogue.checkpoint.export_quantised import GPTQFormat, export_gptq
 from epilogue.checkpoint.files import read_tensors
@@ -43,11 +45,14 @@ __all__ = [
     "export_gptq",
     "export_hf",
     "fingerprint",
+    "load_adapter",
     "load_checkpoint",
     "load_config",
     "load_tokenizer",
+    "merge_adapter",
     "read_tensors",
     "resolve",
+    "save_adapter",
     "save_checkpoint",
     "tensor_bytes",
     "whole_file",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from epilogue.checkpoint.dtypes import check_dtype, check_storage, convert, prevailing_dtype
-from epilogue.checkpoint.files import CONFIG, read_tensors
+from epilogue.checkpoint.files import CONFIG, SAFETENSORS, read_tensors
 from epilogue.checkpoint.hub import resolve
 from epilogue.checkpoint.huggingface import EMBEDDING, HEAD, POSITIONS, own_name
 from epilogue.checkpoint.inventory import Departures, empty_model, wanted_shapes
@@ -15,6 +15,8 @@ from epilogue.checkpoint.metadata import load_config
 from epilogue.checkpoint.quantised import QuantisedLayers, quantised_as_stored
 from epilogue.errors import CheckpointError
 from epilogue.model import MPT, MPTConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ def load_checkpoint(
     """
     check_dtype(dtype)
     directory = resolve(source)
+    if (directory / ADAPTER_CONFIG).is_file() and not (directory / SAFETENSORS).is_file():
+        raise CheckpointError(
+            f"{directory} holds low-rank adapters and no model; make one with `epilogue merge {directory} OUT`"
+        )
     stored = load_config(directory)
     stored = quantised_as_stored(stored, directory)
     config = _with_length(stored, max_seq_len, directory)

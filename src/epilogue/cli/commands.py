@@ -360,6 +360,26 @@ def export(
     run_export(model, out, format_name=format_, weight_type=type_, push_to=push_to)
 
 
+@app.command(short_help="Put low-rank adapters into the model they were trained beside.")
+def merge(
+    adapter: options.Adapter,
+    out: options.MergedOut,
+    base: options.Base = None,
+    dtype: options.MergedDtype = "auto",
+) -> None:
+    """Put low-rank adapters into the weights they were trained beside: one dense model, which runs anywhere.
+
+    A quantised base is dequantised first. The new folder goes to stdout.
+
+    Example:
+
+      epilogue merge runs/storywriter-7b-qlora/step-0000500 ./my-storywriter
+    """
+    from epilogue.cli.merge import run_merge
+
+    run_merge(adapter, out, base=base, dtype=dtype)
+
+
 @app.command(short_help="Serve the Kobold and OpenAI APIs.")
 def serve(
     model: options.Model = None,

@@ -350,6 +350,16 @@ ExportType = Annotated[
     str | None,
     typer.Option("--type", metavar="NAME", help="Weights as f32, f16 or bf16 (gguf, hf), q8_0 or q4_0 (gguf)."),
 ]
+
+# Of `merge`.
+Adapter = Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder of low-rank adapters, ours or PEFT's.")]
+MergedOut = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; it must not be there yet.")]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="What they stand beside; what they say if left out.")
+]
+MergedDtype = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="auto (the base's), float32, bfloat16 or float16.")
+]
 PushTo = Annotated[
     str | None, typer.Option("--push-to", metavar="OWNER/NAME", help="Upload to the hub afterwards; of hf alone.")
 ]

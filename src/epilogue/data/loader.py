@@ -111,6 +111,11 @@ class WindowLoader:
             num_pairs=sum(length * (length + 1) // 2 for length in lengths),
         )
 
+    def books_of(self, index: int) -> list[str]:
+        """The ids of the books that a batch was cut from, each once, in the order of its rows."""
+        rows = self._rows(np.arange(index * self.batch, (index + 1) * self.batch))
+        return list(dict.fromkeys(self.shards.documents[piece.document].id for row in rows for piece in row))
+
     def _rows(self, numbers: Integers) -> list[list[Piece]]:
         """What lies in these rows of the endless sequence, which rise."""
         rows: list[list[Piece]] = []

@@ -1,6 +1,7 @@
 """The MPT architecture: configuration, slopes, cache and the model itself."""
 
 from epilogue.kernels.quant_linear import QuantWeight, dense, pack_codes, pack_words, unpack_codes, unpack_words
+from epilogue.model.adapters import LowRankAdapter, adapters, add_adapters
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.bookmarks import SPACINGS, bookmarks, check_spacings
 from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
@@ -15,6 +16,7 @@ from epilogue.model.native_step import NativeStep
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
 from epilogue.model.quantization import KOBOLD_KEYS, Layout, Quantization
 from epilogue.model.reads import Reads
+from epilogue.model.recompute import Recompute
 from epilogue.model.token_step import TokenResults, TokenStep, TokenTables, run_tokens
 from epilogue.model.weight_bounds import eviction_bounds
 
@@ -30,6 +32,7 @@ __all__ = [
     "JoinedKeys",
     "KVCache",
     "Layout",
+    "LowRankAdapter",
     "MPTConfig",
     "NativeStep",
     "PagePool",
@@ -38,11 +41,14 @@ __all__ = [
     "QuantWeight",
     "Quantization",
     "Reads",
+    "Recompute",
     "Segment",
     "TokenResults",
     "TokenStep",
     "TokenTables",
     "Transformer",
+    "adapters",
+    "add_adapters",
     "alibi_slopes",
     "bookmarks",
     "bytes_per_key",

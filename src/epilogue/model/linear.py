@@ -40,11 +40,16 @@ class Linear(nn.Linear):
     """PyTorch's, through ``kernels.few_row_linear``, which knows a faster way for the few rows of a decode step."""
 
     narrow: NarrowCopy | None = None
+    adapter: nn.Module | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.register_module("adapter", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x weight^T + bias, [..., in] to [..., out]."""
+        """x weight^T + bias, [..., in] to [..., out], and what the adapter adds, if there is one."""
         narrow_OI = NarrowCopy.standing_for(self.weight, self.narrow)
-        return few_row_linear(x, self.weight, self.bias, narrow_FC=narrow_OI)
+        return _adapted(self.adapter, x, few_row_linear(x, self.weight, self.bias, narrow_FC=narrow_OI))
 
 
 class QuantLinear(nn.Module):
@@ -60,6 +65,7 @@ class QuantLinear(nn.Module):
     order_I: Tensor | None
     _like: Tensor
     bias: nn.Parameter | None
+    adapter: nn.Module | None
 
     def __init__(self, in_features: int, out_features: int, *, quantization: Quantization, bias: bool) -> None:
         super().__init__()
@@ -73,6 +79,7 @@ class QuantLinear(nn.Module):
         # Its dtype is that of a dense weight in this place. Never on the meta device, from which nothing can be moved.
         self.register_buffer("_like", torch.empty(0, device="cpu"), persistent=False)
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+        self.register_module("adapter", None)
 
     @property
     def quant_weight(self) -> QuantWeight:
@@ -96,9 +103,9 @@ class QuantLinear(nn.Module):
         return dense(self.quant_weight, dtype=self._like.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As ``nn.Linear``."""
+        """As ``Linear``."""
         out: Tensor = quant_linear(x.flatten(0, -2), self.quant_weight).view(*x.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias
+        return _adapted(self.adapter, x, out if self.bias is None else out + self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
         """Follow the model to its device; scales keep their dtype, and the bias and ``_like`` take the model's."""
@@ -108,6 +115,13 @@ class QuantLinear(nn.Module):
         if self.scales_OG.dtype != dtype:
             self.scales_OG = scales_OG.to(self.scales_OG.device)
         return self
+
+
+def _adapted(adapter: nn.Module | None, x: Tensor, out: Tensor) -> Tensor:
+    if adapter is None:
+        return out
+    added: Tensor = adapter(x)
+    return out + added
 
 
 def make_linear(

@@ -7,6 +7,7 @@ arithmetic follows llm-foundry (llmfoundry/models/mpt); docs/notation.md has the
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.kernels.few_row_norm import few_row_norm
+from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
 from epilogue.model.linear import Linear, NarrowCopy, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
+from epilogue.model.recompute import BlockParts, Recompute, run_block
 
 
 class RMSNorm(nn.Module):
@@ -81,6 +84,11 @@ class Attention(nn.Module):
         self._alibi_bias_max = config.attn_config.alibi_bias_max if config.attn_config.alibi else None
         self.register_buffer("slopes_H", self.make_slopes(torch.device("cpu")), persistent=False)
 
+    def set_alibi_bias_max(self, alibi_bias_max: float) -> None:
+        """Change the slopes, in place: what holds them sees it."""
+        self._alibi_bias_max = alibi_bias_max
+        self.slopes_H.copy_(self.make_slopes(self.slopes_H.device))
+
     def make_slopes(self, device: torch.device) -> Tensor:
         """slopes_H anew; they are no part of a checkpoint."""
         with torch.device("cpu"):
@@ -110,6 +118,7 @@ class Attention(nn.Module):
         return out_BTHD.flatten(2)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
+        """out_BTHD, without a cache."""
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
@@ -123,6 +132,7 @@ class Attention(nn.Module):
         )  # fmt: skip
 
     def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped and normed as the config says."""
         qkv = self.Wqkv(x_BTC)
         if self.clip_qkv is not None:
             qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
@@ -165,11 +175,27 @@ class Block(nn.Module):
         self.norm_2 = make_norm(config, config.d_model)
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
+        self.recompute: Recompute | None = None
 
     def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
         """One layer."""
+        if self.recompute is not None and cache is None and torch.is_grad_enabled():
+            return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
         x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
+        return self._feed(x_BTC)
+
+    def _feed(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
+
+    def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
+        return BlockParts(
+            project=lambda x_BTC: self.attn._project(self.norm_1(x_BTC)),
+            attend=lambda q, k, v: self.attn._attend(q, k, v, document_start_BT).flatten(2),
+            join=lambda x_BTC, o_BTC: x_BTC + self.dropout(self.attn.out_proj(o_BTC)),
+            feed=self._feed,
+            weights=[weight for weight in self.parameters() if weight.requires_grad],
+            draws=self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()),
+        )
 
 
 class Transformer(nn.Module):
@@ -238,6 +264,10 @@ class MPT(nn.Module):
         return self.transformer.wte.weight.dtype
 
     @property
+    def _head_weight(self) -> Tensor:
+        return self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    @property
     def slopes_H(self) -> Tensor:
         """fp32 slopes, the same in every layer; zeros without ALiBi."""
         first = self.transformer.blocks[0]
@@ -256,6 +286,26 @@ class MPT(nn.Module):
             if isinstance(module, Attention):
                 module.epsilon = epsilon
 
+    def set_alibi_bias_max(self, alibi_bias_max: float) -> None:
+        """Change the slopes of all heads, and the config that says so.
+
+        Raises:
+            ValueError: a model without ALiBi.
+        """
+        if not self.config.attn_config.alibi:
+            raise ValueError("this model has learned positions, and no ALiBi whose alibi_bias_max could be set")
+        changed = replace(self.config.attn_config, alibi_bias_max=alibi_bias_max)
+        self.config = self.transformer.config = replace(self.config, attn_config=changed)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.set_alibi_bias_max(alibi_bias_max)
+
+    def set_recompute(self, recompute: Recompute | None) -> None:
+        """Train with less memory: make every block's activations again on the way back, but for what this keeps."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recompute = recompute
+
     def keep_narrow_copies(self) -> None:
         """Keep fp32 weights that are bf16 numbers as those too, for few tokens on a CPU: half the memory more.
 
@@ -264,12 +314,11 @@ class MPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.narrow = NarrowCopy.of(module.weight)
-        head = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        self.narrow_head = NarrowCopy.of(head)
+        self.narrow_head = NarrowCopy.of(self._head_weight)
 
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
-        weight = self.transformer.wte.weight if self.config.tie_word_embeddings else self.lm_head.weight
+        weight = self._head_weight
         logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self.narrow_head))
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
@@ -301,12 +350,14 @@ class MPT(nn.Module):
         return self.head(x_BTC[:, -1:] if last_only else x_BTC)
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor, document_start_BT: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of the targets in nats, as an fp32 scalar. Stores logits_BTV in fp32.
+        """Mean cross-entropy of the targets in nats, as an fp32 scalar; logits are never all in memory.
 
-        ``document_start_BT`` is that of ``forward``.
+        ``document_start_BT`` is that of ``forward``; a target of -100 counts for nothing.
         """
-        logits_BTV = self(ids_BT, document_start_BT=document_start_BT).float()
-        return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        x_BTC = self.transformer(ids_BT, None, document_start_BT)
+        return linear_cross_entropy(
+            x_BTC.flatten(0, 1), self._head_weight, targets_BT.flatten(), factor=self.config.logit_factor or 1.0
+        )
 
     @torch.no_grad()
     def init_weights(self, *, std: float = 0.02, seed: int = 0) -> None:

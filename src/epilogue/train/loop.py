@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 from epilogue.data import Batch, Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
 from epilogue.train.interrupts import interrupts_held
+from epilogue.train.memory import recompute_of
 from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
 from epilogue.train.progress import Meter, Progress
 from epilogue.train.recipe import Recipe
-from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run
-from epilogue.train.schedule import learning_rate_factor
+from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run, step_of
+from epilogue.train.spikes import SpikeGuard
+from epilogue.train.stages import Stages
 from epilogue.train.start import make_model
 from epilogue.train.trackers import Tracker, open_trackers, require_trackers
 
@@ -24,7 +27,7 @@ from epilogue.train.trackers import Tracker, open_trackers, require_trackers
 class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
-    Weights are fp32; on CUDA the arithmetic of matrices and attention is bf16 by autocast. The state after a step
+    fp32 weights on CUDA compute matrices and attention in bf16 by autocast. The state after a step
     depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on
     CUDA as far as its kernels repeat themselves).
 
@@ -44,13 +47,22 @@ class Trainer:
                 f"{recipe.train_shards} and {recipe.validation_shards} have different tokenizers; "
                 "prepare one with the other's (--tokenizer)"
             )
-        rows = recipe.batch_tokens // recipe.context_tokens
-        self._windows = WindowLoader(self._shards, num_tokens=recipe.context_tokens, batch=rows, seed=recipe.seed)
-        self._held_out = WindowLoader(held_out, num_tokens=recipe.context_tokens, batch=1)
+        self._stages = Stages(recipe)
+        self._loaders = [self._make_loaders(held_out, number) for number in range(len(self._stages.all))]
         newest = newest_step(self.out)
         self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
-        self.optimizers = make_optimizers(self.model, recipe.optimizer)
-        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
+        if not self.model.config.attn_config.alibi and any(stage.alibi_bias_max for stage in self._stages.all):
+            raise RecipeError(
+                "stages set alibi_bias_max and the model has no ALiBi; leave it out, or train one that has"
+            )
+        self._first_bias_max = self.model.config.attn_config.alibi_bias_max
+        self._stage = self._stages.all[0]
+        self._enter(step_of(newest) - 1)
+        self.model.set_recompute(recompute_of(recipe.memory))
+        self.model.set_epsilon(recipe.epsilon)
+        self.optimizers = make_optimizers(self.model, recipe.optimizer, seed=recipe.seed)
+        self._guard = SpikeGuard(recipe.optimizer.spike_z)
+        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers, self._guard)
         self._trackers: list[Tracker] = []
         should_compile = recipe.compile and self.device == "cuda"
         self._loss: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
@@ -72,7 +84,8 @@ class Trainer:
         so one that is interrupted is not made up for.
 
         Raises:
-            TrainingError: loss or gradients are no longer finite; the weights are as the last good step left them.
+            TrainingError: loss or gradients are no longer finite, or the loss has risen for good; the weights are as
+                the last good step left them.
             CheckpointError: a checkpoint cannot be written.
         """
         self.out.mkdir(parents=True, exist_ok=True)
@@ -80,14 +93,18 @@ class Trainer:
             log_resumption(self.out, self.step)
             self._trackers = open_trackers(self.recipe, step=self.step)
         meter = self._meter(peak_flop_per_s)
-        batches = self._windows.batches(start=self.step)
+        batches = None
         try:
             while self.step < self.recipe.steps:
+                if self._enter(self.step) or batches is None:
+                    batches = self._windows.batches(start=self.step - self._stage.first_step)
                 started_s = time.perf_counter()
                 batch = next(batches)
                 loss, rate = self._train_step(batch), self.optimizers[0].param_groups[0]["lr"]
                 time_s = time.perf_counter() - started_s
-                progress = meter.report(self.step, batch, loss=loss, time_s=time_s, learning_rate=rate)
+                progress = meter.report(
+                    self.step, batch, loss=loss, time_s=time_s, learning_rate=rate, num_skipped=self._guard.num_skipped
+                )
                 self._log(progress.entry())
                 on_step(progress)
                 if self._is_due(self.recipe.save_every_steps):
@@ -106,7 +123,7 @@ class Trainer:
         return newest
 
     def evaluate(self) -> Evaluation:
-        """Loss on the held-out shards at the recipe's context length."""
+        """Loss on the held-out shards at the context length of the stage."""
         self.model.eval()
         with self._autocast():
             return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
@@ -118,15 +135,18 @@ class Trainer:
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
             raise TrainingError(
-                f"step {self.step + 1} has a loss of {loss_before} and gradients of norm {norm_before}, and was not "
-                f"taken; lower optimizer.learning_rate or raise warmup_steps, and remove steps from {self.out} to go "
-                "on from before the trouble began"
+                f"step {self.step + 1} has a loss of {loss_before} and gradients of norm {norm_before} on "
+                f"{self._books_of_step()}, and was not taken; lower optimizer.learning_rate or raise warmup_steps, and "
+                f"remove steps from {self.out} to go on from before the trouble began"
             )
-        set_learning_rate(self.optimizers, self._learning_rate())
+        set_learning_rate(self.optimizers, self._stages.learning_rate(self.step))
+        z = self._guard.z_of_spike(loss_before)
         with interrupts_held():
-            for optimizer in self.optimizers:
+            for optimizer in self.optimizers if z is None else []:
                 optimizer.step()
             self.step += 1
+        if z is not None:
+            append_log(self.out, {"step": self.step, "skipped_z": round(z, 2), "num_skipped": self._guard.num_skipped})
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
 
@@ -136,10 +156,10 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
         total = torch.zeros((), device=self.device)
-        for part in batch.split(self.recipe.micro_batch_tokens // self.recipe.context_tokens):
+        for part in batch.split(self._stage.micro_batch_tokens // self._stage.context_tokens):
             share = int((part.targets_BT >= 0).sum()) / batch.num_targets
             starts_BT = None if part.document_start_BT is None else part.document_start_BT.to(self.device)
-            with self._autocast():
+            with self._autocast(), self._offloaded():
                 loss = self._loss(part.ids_BT.to(self.device), part.targets_BT.to(self.device), starts_BT) * share
             loss.backward()
             total += loss.detach()
@@ -169,18 +189,48 @@ class Trainer:
         return evaluation
 
     def _save(self) -> None:
-        save_run(self.out, self.model, self.optimizers, step=self.step, tokenizer_file=self._shards.tokenizer_file)
+        self._enter(self.step - 1)  # a step that was begun may have brought other slopes than the last one learned by
+        save_run(
+            self.out, self.model, self.optimizers, self._guard,
+            step=self.step, tokenizer_file=self._shards.tokenizer_file, base=self.recipe.model.initialize_from,
+        )  # fmt: skip
 
-    def _learning_rate(self) -> float:
-        return self.recipe.optimizer.learning_rate * learning_rate_factor(
-            self.step,
-            steps=self.recipe.steps,
-            warmup_steps=self.recipe.warmup_steps,
-            cooldown_share=self.recipe.cooldown_share,
+    def _make_loaders(self, held_out: Shards, number: int) -> tuple[WindowLoader, WindowLoader]:
+        stage = self._stages.all[number]
+        tokens, rows = stage.context_tokens, stage.batch_tokens // stage.context_tokens
+        return (
+            WindowLoader(self._shards, num_tokens=tokens, batch=rows, seed=self.recipe.seed),
+            WindowLoader(held_out, num_tokens=tokens, batch=1),
         )
 
+    def _enter(self, step: int) -> bool:
+        """Make loaders and slopes those of a step, 0-based; whether the stage is another one than before.
+
+        What has been trained by N steps has the slopes of step N - 1, and of step 0 before any.
+        """
+        step = max(0, step)
+        number = self._stages.number_at(step)
+        before, self._stage = self._stage, self._stages.all[number]
+        self._windows, self._held_out = self._loaders[number]
+        bias_max = self._stages.alibi_bias_max(step, at_first=self._first_bias_max)
+        if bias_max != self.model.config.attn_config.alibi_bias_max:
+            self.model.set_alibi_bias_max(bias_max)
+        return self._stage is not before
+
+    def _books_of_step(self) -> str:
+        """The books in the step's batch, for a person to look at."""
+        names = self._windows.books_of(self.step - self._stage.first_step)
+        rest = len(names) - 3
+        return f"books {', '.join(names[:3])}" + (f" and {rest} more" if rest > 0 else "")
+
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda")
+        is_wanted = self.device == "cuda" and self.recipe.weights == "fp32"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=is_wanted)
+
+    def _offloaded(self) -> AbstractContextManager[object]:
+        if not self.recipe.memory.offload:
+            return ExitStack()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device == "cuda")
 
 
 def _device(recipe: Recipe) -> str:

@@ -1,4 +1,4 @@
-"""Parameter groups and their optimizers: Muon or AdamW on matrices, AdamW on embeddings and norms."""
+"""Parameter groups and their optimizers: Muon, AdamW or Lion on matrices, AdamW or Lion on embeddings and norms."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from epilogue.train.optimizers import Lion, NarrowAdamW
 from epilogue.train.recipe import OptimizerRecipe
 
 
-def make_optimizers(model: nn.Module, recipe: OptimizerRecipe) -> list[Optimizer]:
-    """Optimizers that together own every parameter once.
+def make_optimizers(model: nn.Module, recipe: OptimizerRecipe, *, seed: int = 0) -> list[Optimizer]:
+    """Optimizers that together own every parameter that learns once. ``seed`` is that of random rounding.
 
     Muon (Jordan et al. 2024, as torch ships it, with updates scaled to AdamW's size after arXiv 2502.16982) takes the
     blocks' matrices; embeddings, head and norms take AdamW. Norms and biases are not decayed.
@@ -22,7 +23,23 @@ def make_optimizers(model: nn.Module, recipe: OptimizerRecipe) -> list[Optimizer
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=1e-10, fused=fused)]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    is_plain = recipe.state_bits == 32 and all(p.dtype == torch.float32 for p in learning)
+    optimizers: list[Optimizer]
+    if recipe.name != "lion" and is_plain:
+        optimizers = [AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=1e-10, fused=fused)]
+    else:
+        kind = Lion if recipe.name == "lion" else NarrowAdamW
+        optimizers = [
+            kind(
+                groups,
+                lr=recipe.learning_rate,
+                betas=recipe.betas,
+                state_bits=recipe.state_bits,
+                narrow_weights=recipe.bf16_updates,
+                seed=seed,
+            )
+        ]
     if recipe.name == "muon":
         optimizers.append(
             Muon(
@@ -48,6 +65,8 @@ def _split(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor], li
     embeddings: list[torch.Tensor] = []
     vectors: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if parameter.ndim < 2:
             vectors.append(parameter)
         elif ".blocks." in name:

@@ -32,6 +32,8 @@ class Progress:
     left_s: float
     """To the last step, at the pace of the steps since the start, with saving and evaluation."""
     learning_rate: float
+    num_skipped: int = 0
+    """Steps left out so far because their loss was a spike."""
 
     def entry(self) -> dict[str, float]:
         """What is logged of it, without the counts of steps."""
@@ -71,7 +73,9 @@ class Meter:
         self._first_step, self._steps, self._peak_flop_per_s = first_step, steps, peak_flop_per_s
         self._start_s = time.monotonic()
 
-    def report(self, step: int, batch: Batch, *, loss: float, time_s: float, learning_rate: float) -> Progress:
+    def report(
+        self, step: int, batch: Batch, *, loss: float, time_s: float, learning_rate: float, num_skipped: int = 0
+    ) -> Progress:
         """The step that has just been done, in ``time_s``."""
         time_s = max(time_s, 1e-9)
         flops = training_flops(self._config, batch.num_targets, batch.num_pairs)
@@ -87,6 +91,7 @@ class Meter:
             memory_bytes=_memory_bytes(self._device),
             left_s=per_step_s * (self._steps - step),
             learning_rate=learning_rate,
+            num_skipped=num_skipped,
         )
 
 

@@ -3,25 +3,31 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
+from epilogue.checkpoint import load_config
 from epilogue.errors import CheckpointError, RecipeError
 from epilogue.model import NAMED_SIZES, MPTConfig, config_from_dict, config_to_dict
+from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, StageRecipe
+from epilogue.train.recipe_parts import require as _require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """What is trained: a named size, with switches of config.json set over it."""
 
-    size: str = "epilogue-tiny"
-    """A name of ``epilogue.model.NAMED_SIZES``."""
+    size: str | None = "epilogue-tiny"
+    """A name of ``epilogue.model.NAMED_SIZES``; null for what initialize_from is."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json; those of attn_config under ``attn_config``."""
     initialize_from: str | None = None
     """A checkpoint whose weights are the start; fresh ones if None."""
 
     def __post_init__(self) -> None:
-        if self.size not in NAMED_SIZES:
+        if self.size is None and self.initialize_from is None:
+            raise RecipeError("model.size is null without model.initialize_from; give one of the two")
+        if self.size is not None and self.size not in NAMED_SIZES:
             raise RecipeError(f"model.size is {self.size!r}; known are {', '.join(NAMED_SIZES)}")
         if not isinstance(self.set.get("attn_config", {}), Mapping):
             raise RecipeError(f"model.set.attn_config is {self.set['attn_config']!r}, wanted a table of settings")
@@ -31,8 +37,15 @@ class ModelRecipe:
 
         Raises:
             RecipeError: ``set`` has an unknown key or an impossible value, or makes the model too small for either.
+            CheckpointError: without a size, the config of ``initialize_from`` cannot be read.
         """
-        raw = config_to_dict(replace(NAMED_SIZES[self.size], vocab_size=vocab_size, max_seq_len=context_tokens))
+        if self.size is None:
+            assert self.initialize_from is not None
+            base = load_config(self.initialize_from)
+            base = base if base.has_position_embedding else replace(base, max_seq_len=context_tokens)
+        else:
+            base = replace(NAMED_SIZES[self.size], vocab_size=vocab_size, max_seq_len=context_tokens)
+        raw = config_to_dict(base)
         attention = raw["attn_config"] | dict(self.set.get("attn_config", {}))
         try:
             config = config_from_dict(raw | dict(self.set) | {"attn_config": attention}, where="model.set")
@@ -55,18 +68,30 @@ class ModelRecipe:
 class OptimizerRecipe:
     """How weights move."""
 
-    name: Literal["muon", "adamw"] = "muon"
+    name: Literal["muon", "adamw", "lion"] = "muon"
     learning_rate: float = 4e-3
-    """Peak, in AdamW's units."""
+    """Peak. Muon's is in AdamW's units; Lion's is some 3 to 10 times smaller."""
     weight_decay: float = 0.1
+    """A step takes this times the learning rate of each weight: Lion's is some 3 to 10 times larger."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averages of gradients and of their squares."""
+    """AdamW's averages of gradients and of their squares; Lion's momentum in the step, and as it is kept."""
+    state_bits: Literal[32, 8] = 32
+    """Of adamw's and lion's averages, for matrices."""
+    bf16_updates: Literal["residual", "stochastic"] = "residual"
+    """How bf16 weights take steps smaller than their last bit: their lower half is kept too, which is fp32 in all but
+    name for 2 bytes a weight more; or every step is rounded at random."""
     momentum: float = 0.95
     """Muon's average of gradients."""
     clip_norm: float = 1.0
     """Largest norm of all gradients together; larger ones are scaled down."""
 
+    spike_z: float | None = None
+    """Leave out steps whose loss is so many deviations above its running mean; null for none."""
+
     def __post_init__(self) -> None:
+        _require(self, "optimizer.", "spike_z", "above 0", lambda x: x is None or 0 < x < math.inf)
+        if self.name == "muon" and self.state_bits != 32:
+            raise RecipeError("optimizer.state_bits 8 is of adamw and lion; choose one, or 32 for muon")
         _require(self, "optimizer.", "learning_rate clip_norm", "above 0", lambda x: 0 < x < math.inf)
         _require(self, "optimizer.", "weight_decay", "0 or more", lambda x: 0 <= x < math.inf)
         _require(self, "optimizer.", "momentum", "in [0, 1)", lambda x: 0 <= x < 1)
@@ -93,13 +118,27 @@ class Recipe:
     """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    memory: MemoryRecipe = field(default_factory=MemoryRecipe)
+    lora: LoraRecipe | None = None
+    """Train adapters and nothing else; the whole model if null."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """What weights are, and on the CPU what is computed in; fp32 weights on CUDA compute in bf16 by autocast. Adapters
+    are always fp32."""
+    schedule: Literal["wsd", "cosine", "inverse_sqrt"] = "wsd"
+    """Behind the warm-up: hold; fall like a cosine; or fall like 1 / sqrt(step)."""
     warmup_steps: int = 100
     cooldown_share: float = 0.4
-    """Share of the steps, at the end, in which the learning rate falls to zero."""
+    """Share of the steps, at the end, in which the learning rate falls linearly; not of cosine."""
+    final_rate_share: float = 0.0
+    """Of its peak, what wsd and cosine fall to."""
+    stages: tuple[StageRecipe, ...] = ()
+    """What changes on the way: context, slopes, batch, learning rate."""
     evaluate_every_steps: int = 500
     evaluate_tokens: int = 262_144
     """Held-out tokens of an evaluation; all of them if there are fewer."""
     save_every_steps: int = 500
+    epsilon: float = 0.0
+    """Attention may leave out keys that together hold at most this share of a probability; 0 looks at everything."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
@@ -116,17 +155,16 @@ class Recipe:
         intervals = "evaluate_every_steps evaluate_tokens save_every_steps"
         _require(self, "", f"{sizes} {intervals}", "at least 1", lambda x: x >= 1)
         _require(self, "", "warmup_steps", "0 or more", lambda x: x >= 0)
+        _require(self, "", "epsilon", "in [0, 1)", lambda x: 0 <= x < 1)
         _require(self, "", "seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32)
-        _require(self, "", "cooldown_share", "from 0 to 1", lambda x: 0 <= x <= 1)
+        _require(self, "", "cooldown_share final_rate_share", "from 0 to 1", lambda x: 0 <= x <= 1)
+        if self.weights == "bf16" and self.optimizer.name == "muon" and self.lora is None:
+            raise RecipeError("muon moves fp32 weights only; set weights to fp32, or optimizer.name to lion or adamw")
+        begins = [0, *(stage.from_step for stage in self.stages), self.steps]
+        if any(one >= other for one, other in pairwise(begins)):
+            raise RecipeError(f"stages begin at steps {begins[1:-1]}, wanted rising steps below steps = {self.steps}")
         if self.batch_tokens % self.micro_batch_tokens or self.micro_batch_tokens % self.context_tokens:
             raise RecipeError(
                 f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens {self.micro_batch_tokens}, "
                 f"and that of context_tokens {self.context_tokens}"
             )
-
-
-def _require(settings: Any, where: str, names: str, wanted: str, fits: Any) -> None:
-    for name in names.split():
-        value = getattr(settings, name)
-        if not fits(value):
-            raise RecipeError(f"{where}{name} must be {wanted}, got {value}")

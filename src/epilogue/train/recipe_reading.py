@@ -10,7 +10,9 @@ import yaml
 
 from epilogue.errors import RecipeError
 from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
+from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, StageRecipe
 
+_TABLES = (ModelRecipe, OptimizerRecipe, MemoryRecipe, LoraRecipe, StageRecipe)
 _WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
 
 
@@ -85,11 +87,21 @@ def _build(kind: type[Any], raw: Any, where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint in (ModelRecipe, OptimizerRecipe):
-        return _build(hint, value, f"{where}.")
     origin, arguments = get_origin(hint), get_args(hint)
+    or_null = " or null" if type(None) in arguments else ""
+    if or_null:
+        if value is None:
+            return None
+        (hint,) = (one for one in arguments if one is not type(None))
+        origin, arguments = get_origin(hint), get_args(hint)
+    if hint in _TABLES:
+        return _build(hint, value, f"{where}.")
     if origin is Literal:
         fits, wanted = value in arguments, " or ".join(map(str, arguments))
+    elif origin is tuple and arguments[1:] == (...,):
+        if isinstance(value, list):
+            return tuple(_convert(arguments[0], one, f"{where}[{place}]") for place, one in enumerate(value))
+        fits, wanted = False, "a list"
     elif origin is tuple:
         value = tuple(map(_number, value)) if isinstance(value, list) else value
         fits = isinstance(value, tuple) and [type(x) for x in value] == list(arguments)
@@ -100,9 +112,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     elif origin is Mapping:
         fits, wanted = isinstance(value, dict) and all(isinstance(key, str) for key in value), "a table of settings"
     else:
-        fits, wanted = value is None or isinstance(value, str), "a path or null"
+        raise AssertionError(f"{hint} is no kind of setting")
     if not fits:
-        raise RecipeError(f"{where} is {value!r}, wanted {wanted}")
+        raise RecipeError(f"{where} is {value!r}, wanted {wanted}{or_null}")
     return value
 
 

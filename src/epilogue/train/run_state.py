@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from epilogue.checkpoint import load_checkpoint, load_config, save_checkpoint
+from epilogue.checkpoint import load_adapter, load_checkpoint, load_config, save_adapter, save_checkpoint
 from epilogue.data.publish import begin_folder, publish_folder, remove_folder
 from epilogue.errors import CheckpointError, RecipeError
-from epilogue.model import MPT, MPTConfig, config_to_dict
+from epilogue.model import MPT, MPTConfig, adapters, config_to_dict
+from epilogue.train.spikes import SpikeGuard
 
 _STATE = "training_state.pt"
 _LOG = "log.jsonl"
@@ -23,8 +24,19 @@ _STEP = re.compile(r"step-(\d{7,})")
 _ASIDE = {"attn_impl", "init_config", "use_cache"}
 
 
-def save_run(folder: Path, model: MPT, optimizers: list[Optimizer], *, step: int, tokenizer_file: Path) -> Path:
-    """Save model (fp32) and optimizers as ``folder/step-N``, then drop all but the newest two.
+def save_run(
+    folder: Path,
+    model: MPT,
+    optimizers: list[Optimizer],
+    guard: SpikeGuard,
+    *,
+    step: int,
+    tokenizer_file: Path,
+    base: str | None = None,
+) -> Path:
+    """Save model (fp32), optimizers and guard as ``folder/step-N``, then drop all but the newest two.
+
+    Of a model with adapters these alone are saved, with the name of the ``base`` they stand beside.
 
     A step that is there already is kept as it is. A crash or Ctrl-C at any moment leaves the older steps whole; what
     was written by then is cleared away here or by the next save.
@@ -38,10 +50,14 @@ def save_run(folder: Path, model: MPT, optimizers: list[Optimizer], *, step: int
     if not final.exists():
         partial = begin_folder(final)
         try:
-            save_checkpoint(
-                partial, model.state_dict(), model.config, dtype=torch.float32, tokenizer_file=tokenizer_file
-            )
-            state = {"step": step, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+            if base is not None and _is_adapted(model):
+                save_adapter(partial, model, base=base, tokenizer_file=tokenizer_file)
+            else:
+                save_checkpoint(
+                    partial, model.state_dict(), model.config, dtype=torch.float32, tokenizer_file=tokenizer_file
+                )
+            moments = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"step": step, "optimizers": moments, "guard": guard.state()}
             torch.save(state, partial / _STATE)
             publish_folder(partial)
         except BaseException as error:
@@ -54,8 +70,8 @@ def save_run(folder: Path, model: MPT, optimizers: list[Optimizer], *, step: int
     return final
 
 
-def resume_run(step_folder: Path, model: MPT, optimizers: list[Optimizer]) -> int:
-    """Load a step into model and optimizers and return its number.
+def resume_run(step_folder: Path, model: MPT, optimizers: list[Optimizer], guard: SpikeGuard) -> int:
+    """Load a step into model, optimizers and guard and return its number.
 
     Rates, decay and the like stay as the optimizers have them, so a changed recipe takes effect.
 
@@ -68,10 +84,11 @@ def resume_run(step_folder: Path, model: MPT, optimizers: list[Optimizer]) -> in
             f"{step_folder} is of another model than the recipe ({found}); go on with the recipe it was made with, "
             "or choose another out"
         )
-    weights = load_checkpoint(step_folder).model.state_dict()
+    weights = None if _is_adapted(model) else load_checkpoint(step_folder).model.state_dict()
     try:
         state = torch.load(step_folder / _STATE, map_location=model.device, weights_only=True)
         step, saved = int(state["step"]), [(s["state"], _members(s)) for s in state["optimizers"]]
+        guard.load(state["guard"])
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{step_folder / _STATE} is damaged ({_line(error)}); remove {step_folder} to go on from an older step"
@@ -81,7 +98,10 @@ def resume_run(step_folder: Path, model: MPT, optimizers: list[Optimizer]) -> in
             f"{step_folder} was made with another optimizer than the recipe's; go on with the recipe it was made with, "
             "or choose another out"
         )
-    model.load_state_dict(weights)
+    if weights is None:
+        load_adapter(step_folder, model)
+    else:
+        model.load_state_dict(weights)
     for optimizer, (moments, _) in zip(optimizers, saved, strict=True):
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
@@ -113,9 +133,18 @@ def log_resumption(folder: Path, step: int) -> None:
     append_log(folder, {"resumed_at": step})
 
 
+def step_of(step_folder: Path | None) -> int:
+    """Steps done in what was saved there; 0 for nothing."""
+    return 0 if step_folder is None else int(step_folder.name.removeprefix("step-"))
+
+
+def _is_adapted(model: MPT) -> bool:
+    return any(True for _ in adapters(model))
+
+
 def _steps(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("step-*") if path.is_dir() and _STEP.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
 def _members(state: dict[str, Any]) -> list[Any]:

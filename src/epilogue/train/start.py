@@ -8,11 +8,13 @@ from epilogue.checkpoint.metadata import TOKENIZER
 from epilogue.errors import RecipeError
 from epilogue.model import MPT, MPTConfig
 from epilogue.text import Tokenizer
+from epilogue.train.lora import make_adapted_model
 from epilogue.train.recipe import Recipe
+from epilogue.train.stages import Stages
 
 
 def make_model(recipe: Recipe, tokenizer: Tokenizer, *, is_fresh: bool) -> MPT:
-    """The recipe's model in fp32 on the CPU.
+    """The recipe's model on the CPU, in the recipe's dtype.
 
     Args:
         recipe: size, switches and seed of the model, and by choice the checkpoint it begins with.
@@ -23,15 +25,20 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer, *, is_fresh: bool) -> MPT:
         RecipeError: ``model.initialize_from`` has other shapes or another tokenizer.
         CheckpointError: it cannot be read.
     """
-    config = recipe.model.config(tokenizer.vocab_size, recipe.context_tokens)
+    config = recipe.model.config(tokenizer.vocab_size, Stages(recipe).most_context_tokens)
+    dtype = torch.bfloat16 if recipe.weights == "bf16" else torch.float32
+    if recipe.lora is not None:
+        return make_adapted_model(recipe, config, dtype=dtype)
+    if config.quantization is not None:
+        raise RecipeError("model.initialize_from is quantised, and codes do not learn; add lora to the recipe")
     model = MPT(config)
     if not is_fresh:
-        return model
+        return model.to(dtype)
     if recipe.model.initialize_from is None:
         model.init_weights(seed=recipe.seed)
     else:
         _initialize(model, recipe.model.initialize_from, tokenizer)
-    return model
+    return model.to(dtype)
 
 
 def _initialize(model: MPT, source: str, tokenizer: Tokenizer) -> None:

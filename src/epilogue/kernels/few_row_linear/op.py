@@ -43,7 +43,7 @@ def few_row_linear(
 
 
 def _choose(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None) -> Backend:
-    if torch.is_grad_enabled() or not native_is_available() or weight_FC.device.type != "cpu":
+    if torch.is_grad_enabled() or weight_FC.device.type != "cpu" or not native_is_available():
         return "reference"
     few = 0 < x.numel() <= MOST_ROWS * weight_FC.shape[1] and x.shape[-1] == weight_FC.shape[1]
     same = x.dtype == weight_FC.dtype and (bias_F is None or bias_F.dtype == x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from epilogue.kernels.extension import native_is_available
+from epilogue.kernels.quant_linear.gradient import through_frozen
 from epilogue.kernels.quant_linear.packing import QuantWeight, num_groups
 
 Backend = Literal["reference", "tiled", "packed", "native"]
@@ -26,7 +27,7 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
 
     Returns:
         out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` multiplies few
-        rows in fp32, with weights that are not rounded.)
+        rows in fp32, with weights that are not rounded.) Differentiable in x_RI.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
@@ -38,7 +39,10 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
         )
     if x_RI.device != weight.codes_OI.device:
         raise ValueError(f"rows are on {x_RI.device} and the weight on {weight.codes_OI.device}; use one device")
-    return _load(backend or _choose(x_RI, weight))(x_RI, weight)
+    run = _load(backend or _choose(x_RI, weight))
+    if torch.is_grad_enabled() and x_RI.requires_grad:
+        return through_frozen(run, x_RI, weight)
+    return run(x_RI, weight)
 
 
 def _choose(x_RI: Tensor, weight: QuantWeight) -> Backend:
