@@ -39,11 +39,7 @@ def quant_linear_native(x_RI: Tensor, weight: QuantWeight, *, instructions: str 
 
 def dequantize_native(weight: QuantWeight, rows: slice, *, out_OI: Tensor, instructions: str = "") -> Tensor:
     """``packing.dequantize`` of the outputs start to stop, the same bits, into the first rows of fp32 ``out_OI``."""
-    parts = _Parts(weight)
-    _module().dequantise(
-        parts.addresses, rows.start, rows.stop, out_OI.data_ptr(), torch.get_num_threads(), instructions
-    )
-    return out_OI[: rows.stop - rows.start]
+    return _Parts(weight).widen(rows, out_OI, instructions)
 
 
 class _Parts:
@@ -59,6 +55,12 @@ class _Parts:
         )  # fmt: skip
         order = 0 if self._order_I is None else self._order_I.data_ptr()
         self.addresses = (*(x.data_ptr() for x in self._held), order, 0, sizes)
+
+    def widen(self, rows: slice, out_OI: Tensor, instructions: str) -> Tensor:
+        """Outputs start to stop as fp32, in the first rows of ``out_OI``."""
+        threads = torch.get_num_threads()
+        _module().dequantise(self.addresses, rows.start, rows.stop, out_OI.data_ptr(), threads, instructions)
+        return out_OI[: rows.stop - rows.start]
 
 
 def _module() -> Any:
@@ -91,9 +93,9 @@ def _many_rows(x_RI: Tensor, weight: QuantWeight, instructions: str) -> Tensor:
     out_RO = x_RI.new_empty(len(x_RI), weight.out_features)
     step = min(max(1, _TILE_WEIGHTS // weight.in_features), weight.out_features)
     # One tile for all: fresh memory costs more than filling it.
-    tile_OI = torch.empty(step, weight.in_features)
+    tile_OI, parts = torch.empty(step, weight.in_features), _Parts(weight)
     for start in range(0, weight.out_features, step):
         rows = slice(start, min(start + step, weight.out_features))
-        part_OI = dequantize_native(weight, rows, out_OI=tile_OI, instructions=instructions)
+        part_OI = parts.widen(rows, tile_OI, instructions)
         torch.mm(x_RI, part_OI.to(x_RI.dtype).T, out=out_RO[:, rows])
     return out_RO

@@ -46,7 +46,7 @@ class QuantWeight:
 
 
 def pack_codes(codes_OI: Tensor, bits: int) -> Tensor:
-    """Codes 0..2^bits-1 as uint8, one a byte, to how they are stored in memory.
+    """Codes 0..2^bits-1 as uint8, one a byte, to how they are stored in memory, the rows one after another.
 
     Raises:
         ValueError: other bits, or an odd number of inputs for 4 bits.
@@ -56,7 +56,7 @@ def pack_codes(codes_OI: Tensor, bits: int) -> Tensor:
         return codes_OI.contiguous()
     if codes_OI.shape[1] % 2:
         raise ValueError(f"4-bit codes lie two a byte and need an even number of inputs, got {codes_OI.shape[1]}")
-    return codes_OI[:, 0::2] | codes_OI[:, 1::2] << 4
+    return (codes_OI[:, 0::2] | codes_OI[:, 1::2] << 4).contiguous()
 
 
 def unpack_codes(stored_OI: Tensor, bits: int) -> Tensor:
