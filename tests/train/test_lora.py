@@ -1,5 +1,6 @@
 """Adapters learn beside frozen weights, dense and in 4 bits; a run of them is gone on with, and merged."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from epilogue.data import Shards
 from epilogue.errors import CheckpointError, RecipeError
 from epilogue.model import MPT, NAMED_SIZES, QuantLinear
 from epilogue.quant import HeldOut, Job, Scheme, quantise_checkpoint
+from epilogue.text import train_tokenizer
 from epilogue.train import ModelRecipe, OptimizerRecipe, Progress, Recipe, Trainer
 from epilogue.train.recipe_parts import LoraRecipe
 from train.material import assert_same_state, state_of, tiny_recipe
@@ -110,6 +112,13 @@ def test_what_cannot_be_trained_is_refused(shards: Path, tmp_path: Path, start: 
         ModelRecipe(size=None)
     with pytest.raises(RecipeError, match=r"lora\.targets is \['wte'\], wanted some of Wqkv"):
         LoraRecipe(targets=("wte",))
+
+
+def test_a_start_with_another_tokenizer_is_refused(shards: Path, tmp_path: Path, start: Path) -> None:
+    shutil.copytree(start / "dense", tmp_path / "start")
+    train_tokenizer(["nothing of the kind, nothing at all"], vocab_size=262).save(tmp_path / "start")
+    with pytest.raises(RecipeError, match="start has another tokenizer than the shards"):
+        Trainer(recipe_for(shards, tmp_path / "run", tmp_path / "start"))
 
 
 def test_adapters_of_another_rank_are_refused(shards: Path, tmp_path: Path, start: Path) -> None:

@@ -35,6 +35,13 @@ def test_less_memory_is_the_same_run(shards: Path, tmp_path: Path, memory: Memor
     assert losses_of(saving) == pytest.approx(losses_of(recipe), rel=1e-4)
 
 
+def test_keys_that_hold_nothing_may_be_left_out(shards: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(shards, tmp_path / "dense")
+    reaching = replace(recipe, out=str(tmp_path / "reaching"), epsilon=1e-6)
+    assert losses_of(reaching) == pytest.approx(losses_of(recipe), rel=1e-4)
+    assert Trainer(reaching).model.transformer.blocks[0].attn.epsilon == 1e-6
+
+
 def test_tiles_without_checkpointing_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"memory\.mlp_tile_tokens needs memory\.checkpointing selective or full"):
         MemoryRecipe(mlp_tile_tokens=5)

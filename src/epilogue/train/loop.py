@@ -27,9 +27,9 @@ from epilogue.train.trackers import Tracker, open_trackers, require_trackers
 class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
-    fp32 weights on CUDA compute matrices and attention in bf16 by autocast. The state after a step
-    depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on
-    CUDA as far as its kernels repeat themselves).
+    fp32 weights on CUDA compute matrices and attention in bf16 by autocast. The state after a step depends on the
+    recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on CUDA as far as its
+    kernels repeat themselves).
 
     Raises:
         RecipeError: the recipe cannot be run, or the run found was made by one with another model.

@@ -101,7 +101,7 @@ class Stages:
         done = step - stage.first_step + 1
         if done >= stage.bias_ramp_steps:
             return stage.alibi_bias_max
-        # A stage that neither changes it nor ramps says what the one before it came to.
+        # A ramp ends with its stage, wherever it has come to.
         before = self.alibi_bias_max(stage.first_step - 1, at_first=at_first)
         return before + (stage.alibi_bias_max - before) * done / stage.bias_ramp_steps
 

@@ -28,7 +28,9 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer, *, is_fresh: bool) -> MPT:
     config = recipe.model.config(tokenizer.vocab_size, Stages(recipe).most_context_tokens)
     dtype = torch.bfloat16 if recipe.weights == "bf16" else torch.float32
     if recipe.lora is not None:
-        return make_adapted_model(recipe, config, dtype=dtype)
+        model = make_adapted_model(recipe, config, dtype=dtype)
+        _check_tokenizer(str(recipe.model.initialize_from), config, tokenizer)
+        return model
     if config.quantization is not None:
         raise RecipeError("model.initialize_from is quantised, and codes do not learn; add lora to the recipe")
     model = MPT(config)
@@ -42,21 +44,23 @@ def make_model(recipe: Recipe, tokenizer: Tokenizer, *, is_fresh: bool) -> MPT:
 
 
 def _initialize(model: MPT, source: str, tokenizer: Tokenizer) -> None:
-    directory = resolve(source)
-    start = load_checkpoint(directory, dtype=torch.float32, max_seq_len=_length(model.config))
+    start = load_checkpoint(resolve(source), dtype=torch.float32, max_seq_len=_length(model.config))
     if found := departures(start.model.state_dict(), model.config):
         raise RecipeError(
             f"model.initialize_from {source} does not fit the recipe's model ({found}); "
             "set model.size and model.set to what it is"
         )
-    if (directory / TOKENIZER).is_file() and (
-        load_tokenizer(directory, start.config).fingerprint != tokenizer.fingerprint
-    ):
+    _check_tokenizer(source, start.config, tokenizer)
+    model.load_state_dict(start.model.state_dict())
+
+
+def _check_tokenizer(source: str, config: MPTConfig, tokenizer: Tokenizer) -> None:
+    directory = resolve(source)
+    if (directory / TOKENIZER).is_file() and load_tokenizer(directory, config).fingerprint != tokenizer.fingerprint:
         raise RecipeError(
             f"model.initialize_from {source} has another tokenizer than the shards; prepare them with its "
             f"{TOKENIZER} (--tokenizer)"
         )
-    model.load_state_dict(start.model.state_dict())
 
 
 def _length(config: MPTConfig) -> int | None:
