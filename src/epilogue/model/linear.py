@@ -16,7 +16,7 @@ QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"
 
 @dataclass(frozen=True)
 class NarrowCopy:
-    """fp32 weights once more as the bf16 or fp16 numbers that they are: half the bytes to read, and the same products."""
+    """fp32 weights once more as the bf16 or fp16 numbers that they are: half the bytes, and the same products."""
 
     weight_OI: Tensor
     version: int
