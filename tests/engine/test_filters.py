@@ -152,3 +152,16 @@ def test_a_filter_leaves_its_argument_alone() -> None:
 def test_ids_without_a_score_have_none_to_change() -> None:
     logits_V = random_logits(0)
     assert penalties.penalize_repetition(logits_V, [97, 1000, -1], penalty=2.0).equal(logits_V)
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.9999])
+@pytest.mark.parametrize("spread", [0.0, 0.2, 3.0])
+def test_top_p_of_many_tokens_keeps_those_of_a_sort(top_p: float, spread: float) -> None:
+    scores_V = (torch.randn(3000, dtype=torch.float64) * spread * 4).round() / 4  # many alike
+    probs_V, order_V = scores_V.softmax(0).sort(stable=True)
+    num_dropped = int((probs_V.cumsum(0) <= 1 - top_p).sum())
+    kept_V = filters.keep_top_p(scores_V, top_p=top_p)
+    dropped = set((kept_V == -torch.inf).nonzero()[:, 0].tolist())
+    # A sum in another order may fall on the other side for the last one.
+    assert abs(len(dropped) - num_dropped) <= 1
+    assert dropped <= set(order_V[: num_dropped + 1].tolist())

@@ -1,4 +1,4 @@
-"""fp32 weights that are bf16 numbers, read as those: the same tokens, and never stale."""
+"""fp32 weights that are bf16 or fp16 numbers, read as those: the same tokens, and never stale."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from epilogue.model import MPT, AttentionConfig, MPTConfig
 needs_extension = pytest.mark.skipif(not native_is_available(), reason="the C++ extension is not there")
 
 
-def make(*, is_narrow: bool, is_tied: bool = True) -> MPT:
+def make(*, is_narrow: bool, is_tied: bool = True, dtype: torch.dtype = torch.bfloat16) -> MPT:
     config = MPTConfig(
         d_model=48, n_heads=3, n_layers=2, vocab_size=61, max_seq_len=32, no_bias=True, tie_word_embeddings=is_tied,
         attn_config=AttentionConfig(alibi=True),
@@ -19,15 +19,16 @@ def make(*, is_narrow: bool, is_tied: bool = True) -> MPT:
     if is_narrow:
         with torch.no_grad():
             for weight in model.parameters():
-                weight.copy_(weight.bfloat16())
+                weight.copy_(weight.to(dtype))
     return model
 
 
 @needs_extension
 @pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_logits_are_the_same(is_tied: bool) -> None:
-    model, ids = make(is_narrow=True, is_tied=is_tied), torch.arange(3)[None]
+def test_logits_are_the_same(is_tied: bool, dtype: torch.dtype) -> None:
+    model, ids = make(is_narrow=True, is_tied=is_tied, dtype=dtype), torch.arange(3)[None]
     before = model(ids)
     model.keep_narrow_copies()
     assert all(module.narrow is not None for module in model.modules() if hasattr(module, "narrow"))

@@ -16,7 +16,7 @@ QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"
 
 @dataclass(frozen=True)
 class NarrowCopy:
-    """fp32 weights once more as the bf16 numbers that they are: half the bytes to read, and the same products."""
+    """fp32 weights once more as the bf16 or fp16 numbers that they are: half the bytes, and the same products."""
 
     weight_OI: Tensor
     version: int
@@ -24,11 +24,11 @@ class NarrowCopy:
 
     @classmethod
     def of(cls, weight_OI: Tensor) -> "NarrowCopy | None":
-        """None where a weight is no bf16 number: what was published in bf16 and loaded as fp32 has none."""
-        if weight_OI.dtype != torch.float32 or weight_OI.is_inference():
+        """None where a weight is neither, or not finite: what was published in bf16 or fp16 and loaded as fp32 is."""
+        if weight_OI.dtype != torch.float32 or weight_OI.is_inference() or not weight_OI.isfinite().all():
             return None
-        copy = weight_OI.detach().to(torch.bfloat16)
-        return cls(copy, weight_OI._version) if torch.equal(copy.float(), weight_OI) else None
+        copies = (weight_OI.detach().to(dtype) for dtype in (torch.bfloat16, torch.float16))
+        return next((cls(copy, weight_OI._version) for copy in copies if torch.equal(copy.float(), weight_OI)), None)
 
     @staticmethod
     def standing_for(weight_OI: Tensor, copy: "NarrowCopy | None") -> Tensor | None:

@@ -307,7 +307,7 @@ class MPT(nn.Module):
                 module.recompute = recompute
 
     def keep_narrow_copies(self) -> None:
-        """Keep fp32 weights that are bf16 numbers as those too, for few tokens on a CPU: half the memory more.
+        """Keep fp32 weights that are bf16 or fp16 numbers as those too, for few tokens on a CPU: half the memory more.
 
         Weights that change later are read as they are.
         """

@@ -114,7 +114,7 @@ class _NotCovered(Exception):
 
 
 def weights_of(model: MPT) -> ModelWeights | None:
-    """A model as the extension knows it, narrower numbers as such; None if it cannot run it."""
+    """A model as the extension knows it, with narrow copies where there are; None if it does not run it."""
     if any(x.device.type != "cpu" or x.dtype != torch.float32 or x.is_inference() for x in model.parameters()):
         return None
     config, transformer = model.config, model.transformer

@@ -66,8 +66,13 @@ def test_a_wrong_call_says_what_is_wrong() -> None:
 
 
 @needs_extension
-def test_fp32_rows_on_bf16_weights() -> None:
-    x, weight = torch.randn(3, 130), torch.randn(70, 130).bfloat16()
+@each_instruction_set
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fp32_rows_on_narrow_weights(instructions: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(3, 130), torch.randn(70, 130).to(dtype)
+    weight[0, :4] = torch.tensor([6e-8, -3e-5, 60000.0, -0.0])  # subnormal and large as fp16
+    ours = few_row_linear_native(x, weight, None, instructions=instructions)
+    wide = weight.float()
+    assert_within_twice_the_error([ours], [F.linear(x, wide)], [F.linear(x.double(), wide.double())])
     with torch.no_grad():
-        ours = few_row_linear(x, weight.float(), narrow_FC=weight, backend="native")
-    torch.testing.assert_close(ours, x @ weight.float().T, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(few_row_linear(x, wide, narrow_FC=weight, backend="native"), F.linear(x, wide))

@@ -30,7 +30,8 @@ def few_row_linear(
         x: [..., C].
         weight_FC: [F, C].
         bias_F: [F].
-        narrow_FC: the very same numbers in bf16, if fp32 weights are that: read instead, they are half the bytes.
+        narrow_FC: the very same numbers in bf16 or fp16, if fp32 weights are that and finite: read instead, they are
+            half the bytes.
         backend: ``native`` if None where the extension is there, no gradient is wanted, all is fp32 or all bf16 on the
             CPU, and the rows are few; otherwise ``reference``.
 

@@ -1,4 +1,4 @@
-"""The step in C++ (native/step.cpp): a model's tensors become addresses once, and a text's at every call."""
+"""The step in C++ (native/step.cpp): turns a model's tensors into addresses once, and a text's at every call."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
