@@ -13,7 +13,7 @@ import torch
 
 from epilogue.checkpoint import load_checkpoint, load_tokenizer
 from epilogue.errors import CheckpointError, RecipeError
-from epilogue.train import ModelRecipe, OptimizerRecipe, Progress, Recipe, Trainer, run_state
+from epilogue.train import ModelRecipe, OptimizerRecipe, Progress, Recipe, Trainer, run_folder
 from train.material import assert_same_state, state_of, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
@@ -158,8 +158,8 @@ def test_two_steps_are_kept(shards: Path, tmp_path: Path) -> None:
 def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
     for name in ("step-9999999", "step-10000000", "step-0000010"):
         (tmp_path / name).mkdir()
-    assert run_state.newest_step(tmp_path) == tmp_path / "step-10000000"
-    assert run_state.newest_step(tmp_path / "none") is None
+    assert run_folder.newest_step(tmp_path) == tmp_path / "step-10000000"
+    assert run_folder.newest_step(tmp_path / "none") is None
 
 
 def test_a_finished_run_is_finished(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,22 +9,33 @@ from rich.console import Console
 from epilogue.cli.progress import Watch
 from epilogue.cli.settings import choose_device
 from epilogue.model import num_parameters
-from epilogue.train import Evaluation, Progress, Trainer, read_recipe
+from epilogue.train import Evaluation, Progress, Trainer, joined_processes, read_recipe
 
 
 def run_train(recipe_file: Path, *, overrides: list[str], as_json: bool) -> None:
-    """Train with the progress on stderr and the newest checkpoint's folder on stdout; Ctrl-C saves the step reached.
+    """Train with the progress on stderr and the newest checkpoint's folder on stdout.
+
+    Ctrl-C and SIGTERM save the step reached and leave with 130 and with 0. Of several processes (torchrun) the first
+    one speaks.
 
     Raises:
         EpilogueError: the recipe, its data or its start cannot be used.
     """
-    console = Console(stderr=True, highlight=False, markup=False)
     recipe = read_recipe(recipe_file, overrides=overrides)
-    choose_device(recipe.device)
-    trainer = Trainer(recipe)
+    with joined_processes(choose_device(recipe.device)):
+        code = _train(Trainer(recipe), as_json=as_json)
+    if code is not None:
+        raise SystemExit(code)
+
+
+def _train(trainer: Trainer, *, as_json: bool) -> int | None:
+    """The exit code of a run that was stopped; None for one that has come to its end."""
+    is_first = trainer.mesh.is_first
+    console = Console(stderr=True, highlight=False, markup=False, quiet=not is_first)
     console.print(_opening_line(trainer), style="dim", soft_wrap=True)
     results: list[dict[str, Any]] = []
-    with Watch(console, "training", unit="steps", total=recipe.steps, done=trainer.step) as watch:
+    steps = trainer.recipe.steps
+    with Watch(console, "training", unit="steps", total=steps, done=trainer.step, is_shown=is_first) as watch:
 
         def on_step(progress: Progress) -> None:
             watch.update(progress.step, f"loss {progress.loss:.3f}, {progress.tokens_per_s:,.0f} tok/s")
@@ -36,10 +47,12 @@ def run_train(recipe_file: Path, *, overrides: list[str], as_json: bool) -> None
 
         try:
             newest = trainer.run(on_step=on_step, on_evaluation=on_evaluation)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             console.print(f"stopped at step {trainer.step:,}, saved; the same command goes on from there")
-            raise SystemExit(130) from None
-    print(json.dumps({"checkpoint": str(newest), "evaluations": results}) if as_json else newest)
+            return 130 if isinstance(stop, KeyboardInterrupt) else 0
+    if is_first:
+        print(json.dumps({"checkpoint": str(newest), "evaluations": results}) if as_json else newest)
+    return None
 
 
 def _opening_line(trainer: Trainer) -> str:
@@ -48,6 +61,13 @@ def _opening_line(trainer: Trainer) -> str:
         return f"{recipe.out} has come to step {trainer.step:,} of {recipe.steps:,} already; there is nothing to do"
     begin = f"going on at step {trainer.step:,} of" if trainer.step else "training"
     return (
-        f"{begin} {recipe.out}: {millions:,.1f} million parameters on {trainer.device},"
+        f"{begin} {recipe.out}: {millions:,.1f} million parameters on {_where(trainer)},"
         f" {recipe.steps:,} steps of {recipe.batch_tokens:,} tokens, seed {recipe.seed}"
     )
+
+
+def _where(trainer: Trainer) -> str:
+    mesh = trainer.mesh
+    if mesh.size == 1:
+        return trainer.device
+    return f"{mesh.size} x {trainer.device} (replicate {mesh.replicate}, shard {mesh.shard}, context {mesh.context})"

@@ -7,9 +7,14 @@ from pathlib import Path
 _SUFFIX = ".partial"
 
 
+def partial_of(folder: Path) -> Path:
+    """What a folder is called until it is whole."""
+    return folder.with_name(folder.name + _SUFFIX)
+
+
 def begin_folder(folder: Path) -> Path:
     """An empty ``folder.partial`` to write into; what a program that was killed left there is removed."""
-    partial = folder.with_name(folder.name + _SUFFIX)
+    partial = partial_of(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
@@ -31,7 +36,7 @@ def publish_folder(partial: Path) -> Path:
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder such that a crash halfway leaves it under another name, never as one that looks whole."""
-    doomed = folder.with_name(folder.name + _SUFFIX)
+    doomed = partial_of(folder)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)

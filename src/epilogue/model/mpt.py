@@ -6,7 +6,7 @@ arithmetic follows llm-foundry (llmfoundry/models/mpt); docs/notation.md has the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -97,19 +97,25 @@ class Attention(nn.Module):
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
             )
         else:
-            out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD, document_start_BT)
+            out_BTHD = self.attend(q_BTHD, k_BTKD, v_BTKD, self.slopes_H, document_start_BT)
         return out_BTHD.flatten(2)
 
-    def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
+    def attend(
+        self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, slopes_H: Tensor, document_start_BT: Tensor | None
+    ) -> Tensor:
+        """out_BTHD of whole sequences without a cache, for any heads that have their slopes with them.
+
+        Where a process holds only a part of the tokens, something from outside takes this method's place.
+        """
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
-                q_BTHD, k_BTKD, page_norms(k_BTKD.detach()), self.slopes_H,
+                q_BTHD, k_BTKD, page_norms(k_BTKD.detach()), slopes_H,
                 scale=self.scale, epsilon=self.epsilon, num_keys=k_BTKD.shape[1],
             )  # fmt: skip
             first_key_HN = plan.first_key_HN
         return attention(
-            q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale,
+            q_BTHD, k_BTKD, v_BTKD, slopes_H, scale=self.scale,
             first_key_HN=first_key_HN, document_start_BT=document_start_BT, backend=self.backend,
         )  # fmt: skip
 
@@ -302,13 +308,22 @@ class MPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, std: float = 0.02, seed: int = 0) -> None:
         """Draw fresh weights: normal with this deviation, projections into the stream smaller by sqrt(2 * layers)."""
-        generator = torch.Generator(self.device).manual_seed(seed)
+        for parameter, (_, weight) in zip(self.parameters(), self.fresh_weights(std=std, seed=seed), strict=True):
+            parameter.copy_(weight)
+
+    def fresh_weights(self, *, std: float = 0.02, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """What ``init_weights`` draws, by name and one after the other, where the model may have no memory or parts.
+
+        They come on the model's device, or on the CPU for a model on the meta device; the numbers are that device's.
+        """
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
+        generator = torch.Generator(device).manual_seed(seed)
         for name, parameter in self.named_parameters():
+            weight = torch.ones(parameter.shape, dtype=parameter.dtype, device=device)
             if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim < 2:
-                parameter.fill_(1.0)
-            else:
+                weight.zero_()
+            elif parameter.ndim >= 2:
                 into_stream = name.endswith(("out_proj.weight", "down_proj.weight"))
                 scale = std / math.sqrt(2 * self.config.n_layers) if into_stream else std
-                parameter.normal_(std=scale, generator=generator)
+                weight.normal_(std=scale, generator=generator)
+            yield name, weight

@@ -1,4 +1,4 @@
-"""The training loop: one device, gradient accumulation, resumable to the bit."""
+"""The training loop: any number of processes, gradient accumulation, resumable to the bit."""
 
 import math
 import time
@@ -6,18 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epilogue.data import Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
-from epilogue.train.interrupts import interrupts_held
+from epilogue.train.batches import Batch, share_of_loss, shares
+from epilogue.train.checkpoints import Checkpoints, resume
+from epilogue.train.mesh import make_mesh
 from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
 from epilogue.train.recipe import Recipe
-from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run
+from epilogue.train.run_folder import append_log, log_resumption, newest_step
 from epilogue.train.schedule import learning_rate_factor
+from epilogue.train.sharding import whole
 from epilogue.train.start import make_model
+from epilogue.train.stopping import StopRequests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +42,10 @@ class Progress:
 class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
-    Weights are fp32; on CUDA the arithmetic of matrices and attention is bf16 by autocast. The state after a step
-    depends on the recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on
-    CUDA as far as its kernels repeat themselves).
+    The processes that have met (``joined_processes``) make one trainer each and call all its methods together; on any
+    number of them the run is the same but for rounding. Weights are fp32; on CUDA the arithmetic of matrices and
+    attention is bf16 by autocast. The state after a step depends on the recipe, the step and the processes alone, so
+    an interrupted run ends with the bits of an uninterrupted one (on CUDA as far as its kernels repeat themselves).
 
     Raises:
         RecipeError: the recipe cannot be run, or the run found was made by one with another model.
@@ -59,12 +65,18 @@ class Trainer:
         rows = recipe.batch_tokens // recipe.context_tokens
         self._windows = WindowLoader(self._shards, num_tokens=recipe.context_tokens, batch=rows, seed=recipe.seed)
         self._held_out = WindowLoader(held_out, num_tokens=recipe.context_tokens, batch=1)
-        newest = newest_step(self.out)
-        self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
+        config = recipe.model.config(self._shards.tokenizer.vocab_size, recipe.context_tokens)
+        self.mesh = make_mesh(recipe, config, self.device)
+        self._stop = StopRequests(self.mesh)
+        self._checkpoints = Checkpoints(self.out, self.mesh, keep=recipe.keep_steps)
+        newest = self._newest()
+        self.model = make_model(
+            recipe, config, self._shards.tokenizer, self.mesh, device=self.device, is_fresh=newest is None
+        )
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
-        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers)
+        self.step = 0 if newest is None else resume(newest, self.model, self.optimizers, self.mesh)
         should_compile = recipe.compile and self.device == "cuda"
-        self._loss: Callable[[Tensor, Tensor], Tensor] = (
+        self._loss: Callable[..., Tensor] = (
             torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
         )
 
@@ -76,43 +88,59 @@ class Trainer:
     ) -> Path:
         """Train to the recipe's last step and return the newest checkpoint; nothing is left to do in a finished run.
 
-        KeyboardInterrupt saves the step reached and is raised again. A save comes before the evaluation of its step,
-        so one that is interrupted is not made up for.
+        Ctrl-C and SIGTERM save the step reached and are raised as KeyboardInterrupt and as SystemExit with code 0. A
+        save comes before the evaluation of its step, so one that is interrupted is not made up for. The callbacks are
+        called in the first process.
 
         Raises:
             TrainingError: loss or gradients are no longer finite; the weights are as the last good step left them.
             CheckpointError: a checkpoint cannot be written.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self.step < self.recipe.steps:
-            log_resumption(self.out, self.step)
+        if self.mesh.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.step < self.recipe.steps:
+                log_resumption(self.out, self.step)
         batches = self._windows.batches(start=self.step)
-        try:
-            while self.step < self.recipe.steps:
-                started_s = time.perf_counter()
-                loss = self._train_step(*next(batches))
-                on_step(self._report(loss, time.perf_counter() - started_s))
-                if self._is_due(self.recipe.save_every_steps):
-                    self._save()
-                if self._is_due(self.recipe.evaluate_every_steps):
-                    on_evaluation(self.step, self._evaluate_and_log())
-        except KeyboardInterrupt:
-            self._save()
-            raise
-        newest = newest_step(self.out)
+        with self._stop.noted():
+            try:
+                while self.step < self.recipe.steps:
+                    started_s = time.perf_counter()
+                    loss = self._train_step(Batch(*next(batches)))
+                    if self.mesh.is_first:
+                        on_step(self._report(loss, time.perf_counter() - started_s))
+                    if self._is_due(self.recipe.save_every_steps):
+                        self._save()
+                    if self._is_due(self.recipe.evaluate_every_steps):
+                        evaluation = self.evaluate()
+                        if self.mesh.is_first:
+                            self._log_evaluation(evaluation)
+                            on_evaluation(self.step, evaluation)
+            except (KeyboardInterrupt, SystemExit):
+                self._save()
+                raise
+            finally:
+                self._checkpoints.wait()
+        newest = self._newest()
         assert newest is not None
         return newest
 
     def evaluate(self) -> Evaluation:
         """Loss on the held-out shards at the recipe's context length."""
         self.model.eval()
-        with self._autocast():
-            return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
 
-    def _train_step(self, ids_BT: Tensor, targets_BT: Tensor) -> float:
+        def nats(share: Batch) -> Tensor:
+            self._stop.check()
+            with self._autocast():
+                return share_of_loss(self.model.loss, share, num_targets=1)
+
+        return evaluate(
+            nats, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device, mesh=self.mesh
+        )
+
+    def _train_step(self, batch: Batch) -> float:
         """One optimizer step, whole or not at all; the loss before it."""
-        loss = self._accumulate_gradients(ids_BT, targets_BT)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        loss = self._accumulate_gradients(batch)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm))
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
             raise TrainingError(
@@ -121,27 +149,31 @@ class Trainer:
                 "on from before the trouble began"
             )
         set_learning_rate(self.optimizers, self._learning_rate())
-        with interrupts_held():
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.step += 1
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
 
-    def _accumulate_gradients(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def _accumulate_gradients(self, batch: Batch) -> Tensor:
         """Gradients of the mean loss over the batch, which is returned, one micro-batch after the other."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
+        torch.manual_seed(self._seed_of_step())
         rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
-        micro_batches = list(zip(ids_BT.split(rows), targets_BT.split(rows), strict=True))
         total = torch.zeros((), device=self.device)
-        for ids, targets in micro_batches:
+        for share in shares(batch, self.mesh, rows=rows):
+            self._stop.check()
             with self._autocast():
-                loss = self._loss(ids.to(self.device), targets.to(self.device)) / len(micro_batches)
+                loss = share_of_loss(self._loss, share.to(self.device), num_targets=batch.num_targets)
             loss.backward()
             total += loss.detach()
-        return total
+        return self.mesh.total(total)
+
+    def _seed_of_step(self) -> int:
+        """Of dropout, for a model that has it: another one in every step and process."""
+        numbers = [self.recipe.seed, self.step, self.mesh.rank]
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def _report(self, loss: float, time_s: float) -> Progress:
         progress = Progress(
@@ -157,15 +189,18 @@ class Trainer:
     def _is_due(self, every_steps: int) -> bool:
         return self.step == self.recipe.steps or self.step % every_steps == 0
 
-    def _evaluate_and_log(self) -> Evaluation:
-        evaluation = self.evaluate()
-        append_log(
-            self.out, {"step": self.step, "bits_per_byte": evaluation.bits_per_byte, "validation_loss": evaluation.loss}
-        )
-        return evaluation
+    def _log_evaluation(self, evaluation: Evaluation) -> None:
+        entry = {"step": self.step, "bits_per_byte": evaluation.bits_per_byte, "validation_loss": evaluation.loss}
+        append_log(self.out, entry)
 
     def _save(self) -> None:
-        save_run(self.out, self.model, self.optimizers, step=self.step, tokenizer_file=self._shards.tokenizer_file)
+        self._checkpoints.save(self.step, self.model, self.optimizers, tokenizer_file=self._shards.tokenizer_file)
+
+    def _newest(self) -> Path | None:
+        """The newest step, the same for all processes."""
+        found = newest_step(self.out) if self.mesh.is_first else None
+        said = self.mesh.as_first_says(None if found is None else str(found))
+        return None if said is None else Path(said)
 
     def _learning_rate(self) -> float:
         return self.recipe.optimizer.learning_rate * learning_rate_factor(

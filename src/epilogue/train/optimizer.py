@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
+from epilogue.train.muon import Muon
 from epilogue.train.recipe import OptimizerRecipe
 
 

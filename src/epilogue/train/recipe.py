@@ -74,6 +74,23 @@ class OptimizerRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelRecipe:
+    """How the processes that torchrun starts divide the work; their product is their number."""
+
+    replicate: int = 1
+    """Groups of processes that hold all weights each and read different sequences (HSDP)."""
+    shard: int = 0
+    """Processes of a group that read different sequences; 0 for as many as the other two leave. Weights and optimizer
+    state lie in parts over all processes of a group (FSDP)."""
+    context: int = 1
+    """Processes that hold a part of each sequence, and in attention a part of the heads."""
+
+    def __post_init__(self) -> None:
+        _require(self, "parallel.", "replicate context", "at least 1", lambda x: x >= 1)
+        _require(self, "parallel.", "shard", "0 or more", lambda x: x >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run: a model, its data, a context length, a number of steps.
 
@@ -90,9 +107,11 @@ class Recipe:
     batch_tokens: int = 262_144
     """Tokens an optimizer step sees; a multiple of micro_batch_tokens."""
     micro_batch_tokens: int = 65_536
-    """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding."""
+    """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding. With
+    parallel.context these are the tokens of all processes that share them."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     warmup_steps: int = 100
     cooldown_share: float = 0.4
     """Share of the steps, at the end, in which the learning rate falls to zero."""
@@ -100,6 +119,8 @@ class Recipe:
     evaluate_tokens: int = 262_144
     """Held-out tokens of an evaluation; all of them if there are fewer."""
     save_every_steps: int = 500
+    keep_steps: int = 2
+    """Saved steps that stay, the newest."""
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True
@@ -107,7 +128,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         sizes = "steps context_tokens batch_tokens micro_batch_tokens"
-        intervals = "evaluate_every_steps evaluate_tokens save_every_steps"
+        intervals = "evaluate_every_steps evaluate_tokens save_every_steps keep_steps"
         _require(self, "", f"{sizes} {intervals}", "at least 1", lambda x: x >= 1)
         _require(self, "", "warmup_steps", "0 or more", lambda x: x >= 0)
         _require(self, "", "seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32)

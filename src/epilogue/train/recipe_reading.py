@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from epilogue.errors import RecipeError
-from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
+from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, ParallelRecipe, Recipe
 
 _WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
 
@@ -85,7 +85,7 @@ def _build(kind: type[Any], raw: Any, where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint in (ModelRecipe, OptimizerRecipe):
+    if hint in (ModelRecipe, OptimizerRecipe, ParallelRecipe):
         return _build(hint, value, f"{where}.")
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:

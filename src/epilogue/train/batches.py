@@ -1,0 +1,65 @@
+"""One process's share of a batch, and what its loss counts for in the whole batch's."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from epilogue.train.mesh import Mesh
+
+IGNORED = -100
+"""The target of a position whose prediction counts for nothing, as PyTorch's cross-entropy has it."""
+
+
+class Batch(NamedTuple):
+    """Sequences to learn from: what a loader gives, or one process's share of it."""
+
+    ids_BT: Tensor
+    targets_BT: Tensor
+    """Of each token the next one, or ``IGNORED``."""
+    document_start_BT: Tensor | None = None
+    """Where several documents are packed into a sequence: of every token its document's first position in the whole
+    sequence, also where ids and targets are those of a part."""
+
+    @property
+    def num_targets(self) -> int:
+        """Predictions that count."""
+        return int((self.targets_BT != IGNORED).sum())
+
+    def to(self, device: str) -> "Batch":
+        """The same on a device."""
+        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
+
+
+def shares(batch: Batch, mesh: Mesh, *, rows: int) -> list[Batch]:
+    """What this process computes of a batch: of its sequences, ``rows`` at a time, its part of the tokens.
+
+    The one place that knows which process reads what.
+    """
+    mine = [None if x is None else x.chunk(mesh.num_readers)[mesh.reader].split(rows) for x in batch]
+    ids, targets, starts = mine
+    assert ids is not None
+    assert targets is not None
+    return [
+        Batch(_part(ids[i], mesh), _part(targets[i], mesh), None if starts is None else starts[i])
+        for i in range(len(ids))
+    ]
+
+
+def share_of_loss(loss: Callable[..., Tensor], share: Batch, *, num_targets: int) -> Tensor:
+    """What a share adds to the mean loss over all ``num_targets`` predictions of a batch.
+
+    Args:
+        loss: (ids_BT, targets_BT, and document_start_BT if there are any) to the mean over the share's own targets.
+        share: on the model's device. One without a target is computed for nothing, as the other processes expect.
+        num_targets: of the whole batch.
+    """
+    own = share.num_targets
+    targets_BT = share.targets_BT if own else torch.zeros_like(share.targets_BT)
+    starts = () if share.document_start_BT is None else (share.document_start_BT,)
+    return loss(share.ids_BT, targets_BT, *starts) * (own / max(1, num_targets))
+
+
+def _part(x_BT: Tensor, mesh: Mesh) -> Tensor:
+    return x_BT.chunk(mesh.context, dim=1)[mesh.part]

@@ -1,0 +1,164 @@
+"""The processes of a run, and how its work is laid out over them: replicate x shard x context."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from epilogue.errors import RecipeError
+from epilogue.model import MPTConfig
+from epilogue.train.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Where this process stands among those of the run. One that is alone has no groups and exchanges nothing.
+
+    Neighbouring ranks share a sequence (context), then the parts of the weights (shard and context together), and
+    groups of those hold copies of each other (replicate): the busier the traffic, the nearer the processes.
+    """
+
+    rank: int = 0
+    replicate: int = 1
+    """Groups that hold all weights each."""
+    shard: int = 1
+    """Processes of such a group that read different sequences."""
+    context: int = 1
+    """Processes that hold a part of each sequence."""
+    weights: DeviceMesh | None = None
+    """replicate x (shard * context), or the latter alone: how parameters lie."""
+    context_group: dist.ProcessGroup | None = None
+    """Processes with parts of the same sequences, in the order of the parts."""
+    host_group: dist.ProcessGroup | None = None
+    """All processes, for what is written to disk meanwhile."""
+
+    @property
+    def size(self) -> int:
+        """Processes."""
+        return self.replicate * self.shard * self.context
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all: to people, logs and folders."""
+        return self.rank == 0
+
+    @property
+    def num_readers(self) -> int:
+        """How many ways a batch's sequences are dealt out."""
+        return self.replicate * self.shard
+
+    @property
+    def reader(self) -> int:
+        """Which of those shares is this process's."""
+        return self.rank // self.context
+
+    @property
+    def part(self) -> int:
+        """Which part of every sequence is this process's."""
+        return self.rank % self.context
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def highest(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return int(numbers)
+
+    def as_first_says(self, word: str | None) -> str | None:
+        """What the first process has here; others pass anything. All wait for it."""
+        words = [word]
+        if self.size > 1:
+            dist.broadcast_object_list(words, src=0, device=torch.device("cpu"))
+        return words[0]
+
+
+@contextmanager
+def joined_processes(device: str) -> Iterator[None]:
+    """Meet the other processes that torchrun has started, and leave together; nothing happens in one that is alone.
+
+    Args:
+        device: cpu or cuda; each process then has the GPU of its local rank.
+    """
+    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    is_cuda = device.startswith("cuda")
+    if is_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+    yield
+    # Not after an error: it would wait for processes that wait for this one, and torchrun must see it end.
+    dist.destroy_process_group()
+
+
+def make_mesh(recipe: Recipe, config: MPTConfig, device: str) -> Mesh:
+    """Lay the run out over the processes that have met.
+
+    Raises:
+        RecipeError: the run cannot be laid out so.
+    """
+    num_processes = dist.get_world_size() if dist.is_initialized() else 1
+    replicate, shard, context = _sizes(recipe, num_processes)
+    _check(recipe, config, num_readers=replicate * shard, context=context)
+    if num_processes == 1:
+        return Mesh()
+    weights = init_device_mesh(device, (replicate, shard * context), mesh_dim_names=("replicate", "shard"))
+    sequences = init_device_mesh(device, (replicate * shard, context), mesh_dim_names=("reader", "context"))
+    return Mesh(
+        rank=dist.get_rank(),
+        replicate=replicate,
+        shard=shard,
+        context=context,
+        weights=weights if replicate > 1 else weights["shard"],
+        context_group=sequences["context"].get_group() if context > 1 else None,
+        host_group=dist.new_group(backend="gloo"),
+    )
+
+
+def _sizes(recipe: Recipe, num_processes: int) -> tuple[int, int, int]:
+    """How many processes each axis has; shard takes what the others leave if it is 0."""
+    wanted = recipe.parallel
+    shard = wanted.shard or num_processes // (wanted.replicate * wanted.context)
+    if wanted.replicate * shard * wanted.context != num_processes:
+        raise RecipeError(
+            f"parallel asks for replicate {wanted.replicate} x shard {wanted.shard or 'any'} x context "
+            f"{wanted.context} processes and there are {num_processes}; change parallel, or start as many with "
+            "torchrun --nproc-per-node"
+        )
+    return wanted.replicate, shard, wanted.context
+
+
+def _check(recipe: Recipe, config: MPTConfig, *, num_readers: int, context: int) -> None:
+    if recipe.batch_tokens % (recipe.micro_batch_tokens * num_readers):
+        raise RecipeError(
+            f"batch_tokens {recipe.batch_tokens} must be a multiple of micro_batch_tokens {recipe.micro_batch_tokens} "
+            f"times {num_readers}, the number of processes (or groups of them) that read different sequences; change "
+            "either"
+        )
+    if config.n_heads % context:
+        raise RecipeError(
+            f"parallel.context {context} does not divide the model's {config.n_heads} heads, of which every process "
+            "computes as many; choose a divisor"
+        )
+    if recipe.context_tokens % context:
+        raise RecipeError(
+            f"parallel.context {context} does not divide context_tokens {recipe.context_tokens}, of which every "
+            "process holds as many; change either"
+        )
+    if context > 1 and config.has_position_embedding:
+        raise RecipeError(
+            f"parallel.context is {context} and the model has learned positions, whose sequences are not split here; "
+            "use ALiBi, or set parallel.context to 1"
+        )
