@@ -12,11 +12,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.optim import Optimizer
 
@@ -80,7 +82,7 @@ class Checkpoints:
         self._mesh.as_first_says(None)  # the folder is there before anybody writes
         state = model.state_dict() | moments(model, optimizers)
         about = {"format_version": 1, "step": step, "optimizers": owners(model, optimizers)}
-        writing = dcp.async_save(
+        writing = async_save(
             state,
             storage_writer=_StepWriter(final, about, file_of_tensor=_files(state), keep=self._keep),
             process_group=self._mesh.host_group,
@@ -110,7 +112,7 @@ class Checkpoints:
                 self._writing = None
 
 
-class _StepWriter(dcp.HuggingFaceStorageWriter):
+class _StepWriter(HuggingFaceStorageWriter):
     """Gives the folder its name when every process has written its part."""
 
     def __init__(self, final: Path, about: dict[str, Any], *, file_of_tensor: dict[str, int], keep: int) -> None:
@@ -147,11 +149,11 @@ def resume(folder: Path, model: MPT, optimizers: Sequence[Optimizer], mesh: Mesh
             f"{folder} was made with another optimizer than the recipe's; go on with the recipe it was made with, "
             "or choose another out"
         )
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     try:
         empty_moments(model, optimizers, stored=reader.read_metadata().state_dict_metadata)
         state: dict[str, Tensor] = model.state_dict() | moments(model, optimizers)
-        dcp.load(state, storage_reader=reader, process_group=mesh.host_group, no_dist=mesh.size == 1)
+        load(state, storage_reader=reader, process_group=mesh.host_group, no_dist=mesh.size == 1)
         return int(about["step"])
     except (OSError, SafetensorError, CheckpointException, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged ({_line(error)}); remove it to go on from an older step") from error

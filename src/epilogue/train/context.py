@@ -140,7 +140,7 @@ class _Swap(torch.autograd.Function):
         return _all_to_all(x, group)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _all_to_all(gradients[0], ctx.group), None
 

@@ -20,10 +20,10 @@ class Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; gradients are those of the whole batch."""
         if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
-            return super().step(closure)
+            return super().step(closure)  # type: ignore[no-untyped-call]
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             # The largest first, so that matrices that are made orthogonal at a time are alike.
@@ -35,21 +35,23 @@ class Muon(torch.optim.Muon):
                 local.add_(update, alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], parameter.shape))
         return loss
 
-    def _momentum(self, parameter: DTensor, group: dict[str, Any]) -> DTensor:
+    def _momentum(self, parameter: Tensor, group: dict[str, Any]) -> DTensor:
         gradient = parameter.grad
-        assert isinstance(gradient, DTensor)
+        assert gradient is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        average: DTensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        return gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+        average: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+        assert isinstance(update, DTensor)
+        assert update.placements[-1] == Shard(0)
+        return update
 
 
 def _orthogonal(updates: list[DTensor], group: dict[str, Any]) -> Iterator[Tensor]:
     """This process's rows of every update made orthogonal, in order."""
     if not updates:
         return
-    assert all(isinstance(update.placements[-1], Shard) and update.placements[-1].dim == 0 for update in updates)
     processes = updates[0].device_mesh.get_group(updates[0].device_mesh.ndim - 1)
     number, me = dist.get_world_size(processes), dist.get_rank(processes)
     for first in range(0, len(updates), number):
