@@ -22,9 +22,7 @@ def on_processes(number: int, work: Callable[..., Any], *arguments: Any, folder:
     """What ``work(*arguments)`` returns in each of so many processes that have met, by rank."""
     meeting = folder / f"meeting-{uuid4().hex}"
     meeting.mkdir()
-    processes = [
-        _forks.Process(target=_run, args=(rank, number, meeting, work, arguments)) for rank in range(number)
-    ]
+    processes = [_forks.Process(target=_run, args=(rank, number, meeting, work, arguments)) for rank in range(number)]
     for process in processes:
         process.start()
     for process in processes:

@@ -17,6 +17,7 @@ from epilogue.errors import RecipeError, ShardError, TrainingError
 from epilogue.model import MPT, NAMED_SIZES
 from epilogue.text import train_tokenizer
 from epilogue.train import Evaluation, ModelRecipe, OptimizerRecipe, Progress, Recipe, Trainer
+from epilogue.train.batches import Batch
 from train.material import state_of, tiny_recipe, write_shards
 
 OptimizerName = Literal["muon", "adamw"]
@@ -51,7 +52,7 @@ def test_micro_batches_add_up_to_the_batch(shards: Path, tmp_path: Path, name: O
     for micro_batch_tokens in (128, 32):
         recipe = tiny_recipe(shards, tmp_path, micro_batch_tokens=micro_batch_tokens, optimizer=optimizer(name))
         trainer = Trainer(recipe)
-        loss = trainer._accumulate_gradients(*next(trainer._windows.batches()))
+        loss = trainer._accumulate_gradients(Batch(*next(trainer._windows.batches())))
         gradients.append({n: p.grad for n, p in trainer.model.named_parameters()} | {"loss": loss})
     for key, whole in gradients[0].items():
         assert whole is not None

@@ -109,9 +109,14 @@ def make_mesh(recipe: Recipe, config: MPTConfig, device: str) -> Mesh:
     Raises:
         RecipeError: the run cannot be laid out so.
     """
+    _check_context(recipe, config)
     num_processes = dist.get_world_size() if dist.is_initialized() else 1
     replicate, shard, context = _sizes(recipe, num_processes)
-    _check(recipe, config, num_readers=replicate * shard, context=context)
+    if recipe.batch_tokens % (recipe.micro_batch_tokens * replicate * shard):
+        raise RecipeError(
+            f"batch_tokens {recipe.batch_tokens} must be a multiple of micro_batch_tokens {recipe.micro_batch_tokens} "
+            f"times {replicate * shard}, the processes (or groups of them) that read different sequences; change either"
+        )
     if num_processes == 1:
         return Mesh()
     weights = init_device_mesh(device, (replicate, shard * context), mesh_dim_names=("replicate", "shard"))
@@ -140,13 +145,8 @@ def _sizes(recipe: Recipe, num_processes: int) -> tuple[int, int, int]:
     return wanted.replicate, shard, wanted.context
 
 
-def _check(recipe: Recipe, config: MPTConfig, *, num_readers: int, context: int) -> None:
-    if recipe.batch_tokens % (recipe.micro_batch_tokens * num_readers):
-        raise RecipeError(
-            f"batch_tokens {recipe.batch_tokens} must be a multiple of micro_batch_tokens {recipe.micro_batch_tokens} "
-            f"times {num_readers}, the number of processes (or groups of them) that read different sequences; change "
-            "either"
-        )
+def _check_context(recipe: Recipe, config: MPTConfig) -> None:
+    context = recipe.parallel.context
     if config.n_heads % context:
         raise RecipeError(
             f"parallel.context {context} does not divide the model's {config.n_heads} heads, of which every process "
