@@ -13,6 +13,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
+_PATIENCE_S = 120
 # Forked from one process that has loaded everything: a process costs a tenth of a second in place of several.
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["torch", "torch._dynamo", "epilogue.train", "train.processes"])
@@ -41,6 +42,8 @@ def outcomes(number: int, work: Callable[..., Any], *arguments: Any, folder: Pat
     for process in processes:
         process.start()
     for process in processes:
+        process.join(timeout=_PATIENCE_S)
+        process.kill()  # nothing to one that has ended; one that waits for ever fails here and now
         process.join()
     files = [meeting / str(rank) for rank in range(number)]
     return [pickle.loads(file.read_bytes()) if file.exists() else Failure("killed") for file in files]

@@ -1,8 +1,5 @@
 """The processes of a run, and how its work is laid out over them: replicate x shard x context."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,25 +79,6 @@ class Mesh:
         if self.size > 1:
             dist.broadcast_object_list(words, src=0, device=torch.device("cpu"))
         return words[0]
-
-
-@contextmanager
-def joined_processes(device: str) -> Iterator[None]:
-    """Meet the other processes that torchrun has started, and leave together; nothing happens in one that is alone.
-
-    Args:
-        device: cpu or cuda; each process then has the GPU of its local rank.
-    """
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
-        yield
-        return
-    is_cuda = device.startswith("cuda")
-    if is_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
-    yield
-    # Not after an error: it would wait for processes that wait for this one, and torchrun must see it end.
-    dist.destroy_process_group()
 
 
 def make_mesh(recipe: Recipe, config: MPTConfig, device: str) -> Mesh:
