@@ -177,7 +177,7 @@ def test_a_share_without_a_target_counts_for_nothing() -> None:
 
     weight = torch.ones(1, 4, requires_grad=True)
     silent = Batch(torch.ones(1, 3), torch.full((1, 3), IGNORED))
-    value = share_of_loss(loss, silent, num_targets=5)
+    value = share_of_loss(loss, silent, num_targets=5, device="cpu")
     value.backward()
     assert value.item() == 0
     assert weight.grad is not None

@@ -203,8 +203,8 @@ def train(
 ) -> None:
     """Train a model by a recipe, or go on with a run that was interrupted.
 
-    Ctrl-C and SIGTERM save the step reached; the same command goes on from there. The newest checkpoint's folder goes to
-    stdout. On several GPUs or machines torchrun starts it (docs/training.md).
+    Ctrl-C and SIGTERM save the step reached; the same command goes on from there. The newest checkpoint's folder goes
+    to stdout. On several GPUs or machines torchrun starts it (docs/training.md).
 
     Examples:
 

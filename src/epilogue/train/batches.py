@@ -27,10 +27,6 @@ class Batch(NamedTuple):
         """Predictions that count."""
         return int((self.targets_BT != IGNORED).sum())
 
-    def to(self, device: str) -> "Batch":
-        """The same on a device."""
-        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in self))  # type: ignore[arg-type]
-
 
 def shares(batch: Batch, mesh: Mesh, *, rows: int) -> list[Batch]:
     """What this process computes of a batch: of its sequences, ``rows`` at a time, its part of the tokens.
@@ -47,18 +43,20 @@ def shares(batch: Batch, mesh: Mesh, *, rows: int) -> list[Batch]:
     ]
 
 
-def share_of_loss(loss: Callable[..., Tensor], share: Batch, *, num_targets: int) -> Tensor:
+def share_of_loss(loss: Callable[..., Tensor], share: Batch, *, num_targets: int, device: str) -> Tensor:
     """What a share adds to the mean loss over all ``num_targets`` predictions of a batch.
 
     Args:
         loss: (ids_BT, targets_BT, and document_start_BT if there are any) to the mean over the share's own targets.
-        share: on the model's device. One without a target is computed for nothing, as the other processes expect.
+        share: on the host. One without a target is computed for nothing, as the other processes expect.
         num_targets: of the whole batch.
+        device: where the loss runs.
     """
     own = share.num_targets
-    targets_BT = share.targets_BT if own else torch.zeros_like(share.targets_BT)
-    starts = () if share.document_start_BT is None else (share.document_start_BT,)
-    return loss(share.ids_BT, targets_BT, *starts) * (own / max(1, num_targets))
+    if not own:
+        share = share._replace(targets_BT=torch.zeros_like(share.targets_BT))
+    on_device = (x.to(device, non_blocking=True) for x in share if x is not None)
+    return loss(*on_device) * (own / max(1, num_targets))
 
 
 def _part(x_BT: Tensor, mesh: Mesh) -> Tensor:

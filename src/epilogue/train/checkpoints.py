@@ -80,6 +80,7 @@ class Checkpoints:
             except OSError as error:
                 raise _unwritten(final, error) from error
         self._mesh.as_first_says(None)  # the folder is there before anybody writes
+        # In this order: asked for their state, modules put their parameters back into parts.
         state = model.state_dict() | moments(model, optimizers)
         about = {"format_version": 1, "step": step, "optimizers": owners(model, optimizers)}
         writing = async_save(

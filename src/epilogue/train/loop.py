@@ -75,10 +75,7 @@ class Trainer:
         )
         self.optimizers = make_optimizers(self.model, recipe.optimizer)
         self.step = 0 if newest is None else resume(newest, self.model, self.optimizers, self.mesh)
-        should_compile = recipe.compile and self.device == "cuda"
-        self._loss: Callable[..., Tensor] = (
-            torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
-        )
+        self._loss = self._make_loss()
 
     def run(
         self,
@@ -131,11 +128,9 @@ class Trainer:
         def nats(share: Batch) -> Tensor:
             self._stop.check()
             with self._autocast():
-                return share_of_loss(self.model.loss, share, num_targets=1)
+                return share_of_loss(self.model.loss, share, num_targets=1, device=self.device)
 
-        return evaluate(
-            nats, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device, mesh=self.mesh
-        )
+        return evaluate(nats, self._held_out, num_tokens=self.recipe.evaluate_tokens, mesh=self.mesh)
 
     def _train_step(self, batch: Batch) -> float:
         """One optimizer step, whole or not at all; the loss before it."""
@@ -161,11 +156,12 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self._seed_of_step())
         rows = self.recipe.micro_batch_tokens // self.recipe.context_tokens
+        num_targets = batch.num_targets
         total = torch.zeros((), device=self.device)
         for share in shares(batch, self.mesh, rows=rows):
             self._stop.check()
             with self._autocast():
-                loss = share_of_loss(self._loss, share.to(self.device), num_targets=batch.num_targets)
+                loss = share_of_loss(self._loss, share, num_targets=num_targets, device=self.device)
             loss.backward()
             total += loss.detach()
         return self.mesh.total(total)
@@ -174,6 +170,17 @@ class Trainer:
         """Of dropout, for a model that has it: another one in every step and process."""
         numbers = [self.recipe.seed, self.step, self.mesh.rank]
         return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def _make_loss(self) -> Callable[..., Tensor]:
+        """The model's loss, compiled if the recipe and the device say so."""
+        if not self.recipe.compile or self.device != "cuda":
+            return self.model.loss
+        if self.mesh.size == 1:
+            return torch.compile(self.model.loss, dynamic=False)
+        # What gathers a block's weights runs between blocks and is not to be compiled.
+        for block in self.model.transformer.blocks:
+            block.compile(dynamic=False)
+        return self.model.loss
 
     def _report(self, loss: float, time_s: float) -> Progress:
         progress = Progress(

@@ -27,16 +27,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    loss: Callable[[Batch], Tensor], windows: WindowLoader, *, num_tokens: int, device: str, mesh: Mesh
-) -> Evaluation:
+def evaluate(loss: Callable[[Batch], Tensor], windows: WindowLoader, *, num_tokens: int, mesh: Mesh) -> Evaluation:
     """Mean loss over the first windows of a fixed shuffle, the same ones every time and for any number of processes.
 
     Args:
         loss: this process's share of a batch to the sum of its nats.
         windows: held-out books, one window a batch.
         num_tokens: about how many to predict; at least a batch, at most an epoch.
-        device: where the loss runs.
         mesh: the processes, which read different windows.
     """
     tokenizer = windows.shards.tokenizer
@@ -50,7 +47,7 @@ def evaluate(
         joined = Batch(*(torch.cat(column) for column in zip(*(b[:2] for b in together), strict=True)))
         for share in shares(joined, mesh, rows=windows.batch):
             counted = share.targets_BT[share.targets_BT != IGNORED].numpy()
-            nats = loss(share.to(device)).item()
+            nats = loss(share).item()
             sums += torch.tensor([nats, bytes_of_id[counted].sum(), len(counted)], dtype=torch.float64)
     nats, num_bytes, predicted = mesh.total(sums).tolist()
     return Evaluation(
