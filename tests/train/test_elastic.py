@@ -77,10 +77,10 @@ def test_torchruns_agent_restarts_the_run(shards: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_torchrun_itself(shards: Path, tmp_path: Path) -> None:
-    """The whole command: a worker is killed from outside, is started again, and the run comes to its end."""
+    """The whole command, for two processes that share sequences; one of them speaks."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(shards=shards, out=tmp_path / "run"))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "epilogue.train", str(tmp_path / "recipe.yaml"), "--set", "parallel.context=2",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
