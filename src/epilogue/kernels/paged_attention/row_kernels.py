@@ -1,9 +1,10 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def,no-untyped-call,no-any-return,assignment"
 """The Triton kernel of ``split.py`` for one query a key head and int8 pages. Not typed, as ``split_kernels.py`` is not.
 
-W counts words, four codes in an int32 each. The kernel reads memory as fast as it has few instructions a key, so codes
-are not converted one by one: four at a time are multiplied as whole numbers (dp4a), and where weights meet values a
-code's byte is put into a float's last bits. Compiled only; the interpreter takes the same steps byte by byte.
+W counts words, four codes in an int32 each, and B a word's bytes. The kernel reads memory as fast as it has few
+instructions a key, so codes are not converted one by one: four at a time are multiplied as whole numbers (dp4a), and
+where weights meet values a code's byte is put into a float's last bits. Compiled only; the interpreter takes the same
+steps byte by byte.
 """
 
 import triton
@@ -45,9 +46,9 @@ def _byte_into_float(ASSEMBLY: tl.constexpr, words):
 
 
 @triton.jit
-def _words(codes_WJ):
+def _words(codes_WB):
     """Four int8 numbers each, held in int32, as words."""
-    return tl.sum((codes_WJ & 255) << (8 * tl.arange(0, 4))[None, :], 1)
+    return tl.sum((codes_WB & 255) << (8 * tl.arange(0, 4))[None, :], 1)
 
 
 @triton.jit
@@ -56,18 +57,37 @@ def _query_as_words(q_ptr, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr):
 
     NaN and infinity make the step NaN.
     """
-    at_WJ = 4 * tl.arange(0, BLOCK_W)[:, None] + tl.arange(0, 4)[None, :]
-    q_WJ = tl.load(q_ptr + at_WJ, mask=at_WJ < HEAD_DIM, other=0.0).to(tl.float32)
-    size_WJ = tl.abs(q_WJ)
-    is_finite = tl.min((size_WJ < float("inf")).to(tl.int32)) == 1
-    step = tl.maximum(tl.div_rn(tl.max(size_WJ), 32512.0), 1.1754943508222875e-38)
-    steps_WJ = tl.where(is_finite, tl.div_rn(q_WJ, tl.zeros_like(q_WJ) + step), 0.0)
-    whole_WJ = tl.floor(steps_WJ + 0.5)
-    rest_WJ = tl.floor((steps_WJ - whole_WJ) * 254.0 + 0.5).to(tl.int32)
-    whole_WJ = whole_WJ.to(tl.int32)
-    high_WJ = (whole_WJ + 128) >> 8
+    at_WB = 4 * tl.arange(0, BLOCK_W)[:, None] + tl.arange(0, 4)[None, :]
+    q_WB = tl.load(q_ptr + at_WB, mask=at_WB < HEAD_DIM, other=0.0).to(tl.float32)
+    size_WB = tl.abs(q_WB)
+    is_finite = tl.min((size_WB < float("inf")).to(tl.int32)) == 1
+    step = tl.maximum(tl.div_rn(tl.max(size_WB), 32512.0), 1.1754943508222875e-38)
+    steps_WB = tl.where(is_finite, tl.div_rn(q_WB, tl.zeros_like(q_WB) + step), 0.0)
+    whole_WB = tl.floor(steps_WB + 0.5)
+    rest_WB = tl.floor((steps_WB - whole_WB) * 254.0 + 0.5).to(tl.int32)
+    whole_WB = whole_WB.to(tl.int32)
+    high_WB = (whole_WB + 128) >> 8
     step = tl.where(is_finite, step, float("nan"))
-    return step, _words(high_WJ), _words(whole_WJ - (high_WJ << 8)), _words(rest_WJ)
+    return step, _words(high_WB), _words(whole_WB - (high_WB << 8)), _words(rest_WB)
+
+
+@triton.jit
+def _products_with_query(k_NW, high_W, low_W, rest_W, HAS_REST: tl.constexpr, IS_COMPILED: tl.constexpr):
+    """q.k of a tile in steps of the query; what its words say is summed as whole numbers."""
+    nothing_NW = tl.zeros_like(k_NW)
+    whole_NW = _dot_of_words(k_NW, tl.broadcast_to(high_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED) << 8
+    whole_NW = _dot_of_words(k_NW, tl.broadcast_to(low_W[None, :], k_NW.shape), whole_NW, IS_COMPILED)
+    products_N = tl.sum(whole_NW, 1).to(tl.float32)
+    if HAS_REST:
+        rest_NW = _dot_of_words(k_NW, tl.broadcast_to(rest_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED)
+        products_N += tl.sum(rest_NW, 1).to(tl.float32) * (1.0 / 254.0)
+    return products_N
+
+
+@triton.jit
+def _store_joined(out_ptr, out_NW, share_N, is_word):
+    """The sum over places, one code of each word."""
+    tl.store(out_ptr, tl.sum(out_NW * share_N[:, None], 0), mask=is_word)
 
 
 @triton.jit
@@ -129,15 +149,9 @@ def visit_int8_pages_of_a_row_kernel(
             is_word_NW = is_key_N[:, None]
             if HEAD_DIM != 4 * BLOCK_W:  # a mask by columns would tear wide reads apart
                 is_word_NW &= (4 * words < HEAD_DIM)[None, :]
-            k_NW = tl.load(k_words_ptr + at_NW, mask=is_word_NW, other=0)
             values += (tl.load(v_words_ptr + at_NW, mask=is_word_NW, other=0),)
-            nothing_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.int32)
-            high_NW = _dot_of_words(k_NW, tl.broadcast_to(high_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED)
-            whole_NW = _dot_of_words(k_NW, tl.broadcast_to(low_W[None, :], k_NW.shape), high_NW << 8, IS_COMPILED)
-            products_N = tl.sum(whole_NW, 1).to(tl.float32)
-            if HAS_REST:
-                rest_NW = _dot_of_words(k_NW, tl.broadcast_to(rest_W[None, :], k_NW.shape), nothing_NW, IS_COMPILED)
-                products_N += tl.sum(rest_NW, 1).to(tl.float32) * (1.0 / 254.0)
+            k_NW = tl.load(k_words_ptr + at_NW, mask=is_word_NW, other=0)
+            products_N = _products_with_query(k_NW, high_W, low_W, rest_W, HAS_REST, IS_COMPILED)
             factor_N = tl.load(k_scale_ptr + at_N, mask=is_key_N, other=0.0) * step
             score_N = products_N * factor_N + slope * (keys_N - (num_keys - 1)).to(tl.float32)
             score_N = tl.where(is_key_N, score_N, float("-inf"))
@@ -166,7 +180,7 @@ def visit_int8_pages_of_a_row_kernel(
     tl.store(sum_ptr + place, tl.sum(sum_N * share_N, 0))
     out_ptr += place * HEAD_DIM + 4 * words
     is_word = 4 * words < HEAD_DIM
-    tl.store(out_ptr, tl.sum(out_0_NW * share_N[:, None], 0), mask=is_word)
-    tl.store(out_ptr + 1, tl.sum(out_1_NW * share_N[:, None], 0), mask=is_word)
-    tl.store(out_ptr + 2, tl.sum(out_2_NW * share_N[:, None], 0), mask=is_word)
-    tl.store(out_ptr + 3, tl.sum(out_3_NW * share_N[:, None], 0), mask=is_word)
+    _store_joined(out_ptr, out_0_NW, share_N, is_word)
+    _store_joined(out_ptr + 1, out_1_NW, share_N, is_word)
+    _store_joined(out_ptr + 2, out_2_NW, share_N, is_word)
+    _store_joined(out_ptr + 3, out_3_NW, share_N, is_word)
