@@ -90,8 +90,8 @@ class ShardWriter:
             return None
         place = len(self._documents)
         there = self._found[place] if place < len(self._found) else None
-        came = (id, title, xxhash.xxh3_64_hexdigest(text))
-        if there and (there.id, there.title, there.text_xxh3) == came:
+        came = (id, title, len(text), xxhash.xxh3_64_hexdigest(text))
+        if there and (there.id, there.title, there.num_bytes, there.text_xxh3) == came:
             self._documents.append(there)
             return there
         self._cut()

@@ -85,9 +85,30 @@ def _products_with_query(k_NW, high_W, low_W, rest_W, HAS_REST: tl.constexpr, IS
 
 
 @triton.jit
-def _store_joined(out_ptr, out_NW, share_N, is_word):
-    """The sum over places, one code of each word."""
-    tl.store(out_ptr, tl.sum(out_NW * share_N[:, None], 0), mask=is_word)
+def _columns_of_split(
+    num_keys, first_ptr, num_columns, split, columns_a_split, PAGE_TOKENS: tl.constexpr, HAS_FIRST: tl.constexpr
+):
+    """From which column of the table to which a split visits its head's pages."""
+    stop_column = tl.minimum(tl.cdiv(num_keys, PAGE_TOKENS), num_columns)
+    start_column = 0
+    if HAS_FIRST:
+        first = tl.minimum(tl.load(first_ptr), 2147483647).to(tl.int32)
+        start_column = tl.minimum(tl.maximum(first, 0), stop_column)
+    start_column += split * columns_a_split
+    return start_column, tl.minimum(start_column + columns_a_split, stop_column)
+
+
+@triton.jit
+def _store_split(pointers, max_N, sum_N, outs, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Join the places of a tile: largest score, sum of weights, and weighted values, one tensor for each byte."""
+    max_ptr, sum_ptr, out_ptr = pointers
+    largest = tl.max(max_N, 0)
+    share_N = tl.exp(max_N - tl.where(largest == float("-inf"), 0.0, largest))
+    tl.store(max_ptr, largest)
+    tl.store(sum_ptr, tl.sum(sum_N * share_N, 0))
+    places = 4 * tl.arange(0, BLOCK_W)
+    for byte in tl.static_range(4):
+        tl.store(out_ptr + places + byte, tl.sum(outs[byte] * share_N[:, None], 0), mask=places < HEAD_DIM)
 
 
 @triton.jit
@@ -109,30 +130,23 @@ def visit_int8_pages_of_a_row_kernel(
     row = sequence * num_heads + head
     place = row * num_splits + split
     num_keys = tl.load(num_keys_ptr + sequence).to(tl.int32)
-    stop_column = tl.minimum(tl.cdiv(num_keys, PAGE_TOKENS), num_columns)
-    start_column = 0
-    if HAS_FIRST:
-        first = tl.minimum(tl.load(first_ptr + row), 2147483647).to(tl.int32)
-        start_column = tl.minimum(tl.maximum(first, 0), stop_column)
-    start_column += split * columns_a_split
-    stop_column = tl.minimum(start_column + columns_a_split, stop_column)
+    start_column, stop_column = _columns_of_split(
+        num_keys, first_ptr + row, num_columns, split, columns_a_split, PAGE_TOKENS, HAS_FIRST
+    )
     if start_column >= stop_column:
         tl.store(max_ptr + place, float("-inf"))
         return
 
     slope = tl.load(slopes_ptr + head)
     step, high_W, low_W, rest_W = _query_as_words(q_ptr + row * HEAD_DIM, HEAD_DIM, BLOCK_W)
-    step *= scale
     words = tl.arange(0, BLOCK_W)
     k_words_ptr = k_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
     v_words_ptr = v_ptr.to(tl.pointer_type(tl.int32), bitcast=True)
 
     max_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
     sum_N = tl.zeros([BLOCK_N], tl.float32)
-    out_0_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
-    out_1_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
-    out_2_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
-    out_3_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    nothing_NW = tl.zeros([BLOCK_N, BLOCK_W], tl.float32)
+    out_0_NW, out_1_NW, out_2_NW, out_3_NW = nothing_NW, nothing_NW, nothing_NW, nothing_NW
     steps_a_page: tl.constexpr = PAGE_TOKENS // (BLOCK_N * UNROLL)
     for at in tl.range(start_column * steps_a_page, stop_column * steps_a_page, num_stages=STAGES):
         column = at // steps_a_page
@@ -152,7 +166,7 @@ def visit_int8_pages_of_a_row_kernel(
             values += (tl.load(v_words_ptr + at_NW, mask=is_word_NW, other=0),)
             k_NW = tl.load(k_words_ptr + at_NW, mask=is_word_NW, other=0)
             products_N = _products_with_query(k_NW, high_W, low_W, rest_W, HAS_REST, IS_COMPILED)
-            factor_N = tl.load(k_scale_ptr + at_N, mask=is_key_N, other=0.0) * step
+            factor_N = tl.load(k_scale_ptr + at_N, mask=is_key_N, other=0.0) * (step * scale)
             score_N = products_N * factor_N + slope * (keys_N - (num_keys - 1)).to(tl.float32)
             score_N = tl.where(is_key_N, score_N, float("-inf"))
             scores += ((score_N, tl.load(v_scale_ptr + at_N, mask=is_key_N, other=0.0)),)
@@ -161,10 +175,10 @@ def visit_int8_pages_of_a_row_kernel(
         finite_max_N = tl.where(new_max_N == float("-inf"), 0.0, new_max_N)
         shrink_N = tl.exp(max_N - finite_max_N)
         max_N, sum_N = new_max_N, sum_N * shrink_N
-        out_0_NW *= shrink_N[:, None]
-        out_1_NW *= shrink_N[:, None]
-        out_2_NW *= shrink_N[:, None]
-        out_3_NW *= shrink_N[:, None]
+        shrink_N1 = shrink_N[:, None]
+        out_0_NW, out_1_NW, out_2_NW, out_3_NW = (
+            out_0_NW * shrink_N1, out_1_NW * shrink_N1, out_2_NW * shrink_N1, out_3_NW * shrink_N1
+        )  # fmt: skip
         for tile in tl.static_range(UNROLL):
             weights_N = tl.exp(scores[tile][0] - finite_max_N)
             sum_N += weights_N
@@ -174,13 +188,7 @@ def visit_int8_pages_of_a_row_kernel(
             out_2_NW += weights_N1 * _float_of_byte(values[tile], 2, IS_COMPILED)
             out_3_NW += weights_N1 * _float_of_byte(values[tile], 3, IS_COMPILED)
 
-    largest = tl.max(max_N, 0)
-    share_N = tl.exp(max_N - tl.where(largest == float("-inf"), 0.0, largest))
-    tl.store(max_ptr + place, largest)
-    tl.store(sum_ptr + place, tl.sum(sum_N * share_N, 0))
-    out_ptr += place * HEAD_DIM + 4 * words
-    is_word = 4 * words < HEAD_DIM
-    _store_joined(out_ptr, out_0_NW, share_N, is_word)
-    _store_joined(out_ptr + 1, out_1_NW, share_N, is_word)
-    _store_joined(out_ptr + 2, out_2_NW, share_N, is_word)
-    _store_joined(out_ptr + 3, out_3_NW, share_N, is_word)
+    _store_split(
+        (max_ptr + place, sum_ptr + place, out_ptr + place * HEAD_DIM), max_N, sum_N,
+        (out_0_NW, out_1_NW, out_2_NW, out_3_NW), HEAD_DIM, BLOCK_W,
+    )  # fmt: skip
