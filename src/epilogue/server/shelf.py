@@ -101,6 +101,7 @@ class Shelf:
     def note_read(self, text: Sequence, *, title: str = "") -> None:
         """A request's text has been read: if it was long, it is not to be lost."""
         self._save_if(self._name(text, title), text)
+        self._tell()
 
     def add(self, text: Sequence, *, title: str = "", saves: bool = True) -> Book | None:
         """Take a text over from a request that has ended; None if nothing of it was read."""
@@ -129,7 +130,8 @@ class Shelf:
                 if not self.make_room():
                     raise
         kept = found.kept
-        known = [book for book in self._books.values() if book.kept and book.kept.id == kept.id]
+        # Its file is there before ``settle`` has heard of it.
+        known = [b for b in self._books.values() if kept.id in (b.saving_id, b.kept.id if b.kept else "")]
         book = known[0] if known else Book(kept.id, kept.header.title if kept.header else "")
         book.kept, book.kept_ids = kept, text.ids
         self._books[book.id] = self._book_of[text] = book
