@@ -112,14 +112,17 @@ def test_a_state_that_is_written_but_not_yet_seen_to_is_its_books(
     """A request that found such a state on disk, and went on with it, once made a second book of it."""
     monkeypatch.setattr(Shelf, "has_news", False)
     with start() as client:
-        ask(client, BOOK[:2000])
-        (row,) = listed(client)
-        (saving,) = [book.saving for book in client.worker.shelf._books.values()]
-        assert saving.result() is not None
-        shelf, ids = client.worker.shelf, tokenizer.encode(BOOK)
-        client.worker.ask(lambda: [shelf.make_room() for _ in range(shelf.num_texts)]).result()
-        _, num_read = ask(client, BOOK)
-        assert num_read < len(ids) - 100, "it was meant to be opened from the disk"
+        ask(client, BOOK)
+        (row,), shelf = listed(client), client.worker.shelf
+        (saving,) = [book.saving for book in shelf._books.values()]
+        assert saving.result().path.exists()
+
+        def open_what_is_found() -> None:
+            found = shelf.library.find(shelf.engine, tokenizer.encode(BOOK), least_tokens=1)
+            for _ in shelf.open(found):
+                pass
+
+        client.worker.ask(open_what_is_found).result()
         assert [book["id"] for book in listed(client)] == [row["id"]]
 
 
