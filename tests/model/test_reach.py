@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from epilogue.kernels.attention import TILE_TOKENS, attention
-from epilogue.model import MPT, AttentionConfig, KVCache, MPTConfig, alibi_slopes
+from epilogue.model import MPT, AttentionConfig, KVCache, MPTConfig, alibi_slopes, mpt
 from epilogue.model.kv_cache import Reads, Segment
 from epilogue.model.page_pool import PagePool, PageTable
 from epilogue.model.reach import PAGE_TOKENS, ReachPlan, page_norms, plan_reach
@@ -457,14 +457,20 @@ def read_in_chunks(model: MPT, ids: Tensor, reads: Reads, *, epsilon: float) -> 
     return torch.cat(logits, dim=1)
 
 
-def test_training_gradients_agree() -> None:
+def test_training_gradients_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = trained_looking(CONFIG), torch.randint(97, (1, 1501))
-    gradients = []
-    for epsilon in (0.0, 1e-9, 0.1):
+    gradients, plans = [], list[ReachPlan]()
+
+    def plan_seen(*args: Any, **kwargs: Any) -> ReachPlan:
+        plans.append(plan_reach(*args, **kwargs))
+        return plans[-1]
+
+    monkeypatch.setattr(mpt, "plan_reach", plan_seen)
+    for epsilon in (0.0, 1e-9):
         model.set_epsilon(epsilon)
         gradients.append(torch.autograd.grad(model(ids[:, :-1]).logsumexp(-1).mean(), list(model.parameters())))
-    *gradients, coarse = gradients
-    assert any((a != b).any() for a, b in zip(gradients[0], coarse, strict=True)), "something was meant to be skipped"
+    skipped_H = torch.stack([1 - visited_H / dense for visited_H, dense in (plan.visited() for plan in plans)]).amin(0)
+    assert skipped_H[0] > 0.4, "the steepest head was meant to skip a good part"
     for name, a, b in zip(dict(model.named_parameters()), *gradients, strict=True):
         assert (a - b).norm() <= 1e-8 * a.norm(), name
 

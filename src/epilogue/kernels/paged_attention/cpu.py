@@ -1,8 +1,8 @@
 """Paged attention on the CPU: a sequence's live pages of all heads in a few large calls, memory-bound.
 
 The unit of work is an entry, one live page of one key head. Entries are read 64 at a time: their codes are copied
-from the pool and widened to fp32 in buffers that stay in cache, and multiplied as they are. Scales and zero points
-act on the products (keys) or on the weights (values), which are D times fewer than the codes.
+from the pool and widened to fp32 in buffers that stay in cache, less their zero points, and multiplied as they are.
+Scales act on the products (keys) or on the weights (values), which are D times fewer than the codes.
 """
 
 from dataclasses import dataclass
@@ -108,31 +108,32 @@ class _Reader:
     def is_rotated(self) -> bool:
         return self.pages.zero_PW is not None
 
-    def read(self, ids_P: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """codes_PWD as fp32, scale_PW, zero_PW; the codes are valid until the next call."""
+    def read(self, ids_P: Tensor) -> tuple[Tensor, Tensor | None]:
+        """codes_PWD as fp32, less their zero points, and scale_PW; the codes are valid until the next call."""
         raw, codes = self.raw_PWD[: len(ids_P)], self.codes_PWD[: len(ids_P)]
         torch.index_select(self.pages.data_PWD, 0, ids_P, out=raw)
-        if self.is_rotated:
+        if self.pages.zero_PW is not None:
+            # From the codes and not from the products, whose difference would be rounded as the products are.
+            zero_PW1 = self.pages.zero_PW.index_select(0, ids_P)[..., None]
             for half, nibbles in zip(codes.chunk(2, dim=-1), unpack(raw), strict=True):
                 half.copy_(nibbles)
+            codes -= zero_PW1
         elif codes.dtype != raw.dtype:
             codes.copy_(raw)
-        factors = (self.pages.scale_PW, self.pages.zero_PW)
-        return codes, *(None if x is None else x.index_select(0, ids_P) for x in factors)  # type: ignore[return-value]
+        scale_PW = self.pages.scale_PW
+        return codes, None if scale_PW is None else scale_PW.index_select(0, ids_P)
 
 
 def _scores(q_KRD: Tensor, keys: _Reader, visit: _Visit, slopes_KR: Tensor, position_R: Tensor) -> Tensor:
     """Biased scores of every entry, -inf where a row does not see a key."""
     q_KRD = rotate(q_KRD) if keys.is_rotated else q_KRD
-    sum_KR1, slopes_KR1 = q_KRD.sum(-1, keepdim=True), slopes_KR[..., None]
+    slopes_KR1 = slopes_KR[..., None]
     scores_PRW = torch.empty(len(visit.id_P), len(position_R), visit.page_tokens)
     keys_W = torch.arange(visit.page_tokens, dtype=torch.int64) - position_R[:, None]
     for chunk in visit.chunks():
         head_P, column_P, out = visit.head_P[chunk], visit.column_P[chunk], scores_PRW[chunk]
-        codes_PWD, scale_PW, zero_PW = keys.read(visit.id_P[chunk])
+        codes_PWD, scale_PW = keys.read(visit.id_P[chunk])
         torch.bmm(q_KRD[head_P], codes_PWD.transpose(1, 2), out=out)
-        if zero_PW is not None:
-            out -= sum_KR1[head_P] * zero_PW[:, None]
         if scale_PW is not None:
             out *= scale_PW[:, None]
         ahead_PRW = keys_W + (column_P * visit.page_tokens)[:, None, None]
@@ -152,19 +153,18 @@ def _average(scores_PRW: Tensor, values: _Reader, visit: _Visit, num_kv_heads: i
     largest_KR.scatter_reduce_(0, head_PR, scores_PRW.amax(-1), "amax")
     largest_KR.masked_fill_(largest_KR == -torch.inf, 0.0)  # a row that sees nothing
     weights_PRW = scores_PRW.sub_(largest_KR[head_P, :, None]).exp_()
-    sum_KR = torch.zeros_like(largest_KR).index_add_(0, head_P, weights_PRW.sum(-1))
+    # Pages are added up in fp64: beside the one that weighs most, fp32 would round each of a thousand others away.
+    sum_KR = torch.zeros_like(largest_KR, dtype=torch.float64)
+    sum_KR.index_add_(0, head_P, weights_PRW.sum(-1, dtype=torch.float64))
 
-    out_KRD = torch.zeros(num_kv_heads, num_rows, width)
+    out_KRD = torch.zeros(num_kv_heads, num_rows, width, dtype=torch.float64)
     for chunk in visit.chunks():
-        codes_PWD, scale_PW, zero_PW = values.read(visit.id_P[chunk])
+        codes_PWD, scale_PW = values.read(visit.id_P[chunk])
         if past := visit.unwritten(chunk):
-            for x in (codes_PWD, scale_PW, zero_PW):
+            for x in (codes_PWD, scale_PW):
                 if x is not None:
                     x[past] = 0.0  # a weight of zero does not silence a NaN
         weights = weights_PRW[chunk] if scale_PW is None else weights_PRW[chunk] * scale_PW[:, None]
-        part_PRD = torch.bmm(weights, codes_PWD)
-        if zero_PW is not None:
-            part_PRD -= weights @ zero_PW[..., None]
-        out_KRD.index_add_(0, head_P[chunk], part_PRD)
+        out_KRD.index_add_(0, head_P[chunk], torch.bmm(weights, codes_PWD).double())
     out_KRD /= sum_KR[..., None].clamp(min=torch.finfo(torch.float32).tiny)
-    return rotate(out_KRD) if values.is_rotated else out_KRD
+    return rotate(out_KRD.float()) if values.is_rotated else out_KRD.float()
