@@ -6,10 +6,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from kernels.quant_linear.exactness import assert_as_exact_as_pytorch
-from kernels.quant_linear.weights import random_weight
 from epilogue.kernels.quant_linear import quant_linear
 from epilogue.kernels.quant_linear.row import Launch, quant_linear_row
+from kernels.quant_linear.exactness import assert_as_exact_as_pytorch
+from kernels.quant_linear.weights import random_weight
 
 CASES = [
     (1, 8, 16, {}),

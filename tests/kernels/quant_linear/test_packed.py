@@ -47,7 +47,9 @@ def test_the_kernels_compile_for_other_gpus() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 12288, 4096), (4, 999, 4000), (17, 1000, 1024), (64, 4096, 16384)])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(1, 12288, 4096), (4, 999, 4000), (17, 1000, 1024), (64, 4096, 16384)]
+)
 def test_on_an_accelerator(rows: int, outputs: int, inputs: int, bits: int, dtype: torch.dtype) -> None:
     weight = random_weight(outputs, inputs, bits=bits, group_size=128, has_order=True)
     weight = on_device(weight, "cuda")

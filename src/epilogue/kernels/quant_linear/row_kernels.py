@@ -1,10 +1,10 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator,no-untyped-def,no-untyped-call,no-any-return,assignment"
 """The Triton kernel of ``row.py``. Not typed: its arguments are Python objects before it is compiled, and none after.
 
-O counts outputs, L lanes of inputs, W a lane's four words of 32 bits, and I a lane's inputs: 32 of four bits, 16 of eight. A
-lane's words are 16 bytes that one instruction reads, and all have one scale. Codes stay whole numbers, and four of them at a
-time are multiplied (dp4a) with the inputs in steps of their lane, 16 bits as two digits of 8. Compiled only; the interpreter
-takes the same steps byte by byte.
+O counts outputs, L lanes of inputs, W a lane's four words of 32 bits, and I a lane's inputs: 32 of four bits, 16 of
+eight. A lane's words are 16 bytes that one instruction reads, and all have one scale. Codes stay whole numbers, and
+four of them at a time are multiplied (dp4a) with the inputs, which are in steps of their lane, 16 bits as two digits of
+8. Compiled only; the interpreter takes the same steps byte by byte.
 """
 
 import triton
@@ -154,8 +154,6 @@ def row_kernel(
         rows += (_row_as_words(x_ptr + r * INPUTS, order_ptr, INPUTS, BITS, HAS_ORDER, BLOCK_L, IS_COMPILED),)
     for i in range(TILES):
         start = first + i * BLOCK_O
-        next_tile = _tile(
-            codes_ptr, scale_ptr, zero_ptr, start + BLOCK_O, stop, INPUTS, GROUP, BITS, BLOCK_O, BLOCK_L
-        )
+        next_tile = _tile(codes_ptr, scale_ptr, zero_ptr, start + BLOCK_O, stop, INPUTS, GROUP, BITS, BLOCK_O, BLOCK_L)
         _multiply(tile, rows, out_ptr, start, stop, outputs, BITS, ROWS, BLOCK_O, IS_COMPILED)
         tile = next_tile
