@@ -42,7 +42,7 @@ def compile_row(capabilities: list[int]) -> None:
     for capability, (inputs, bits, rows, block, num_warps) in itertools.product(capabilities, ROW_CASES):
         constants = {
             "INPUTS": inputs, "GROUP": 128, "BITS": bits, "HAS_ORDER": rows > 1, "ROWS": rows, "BLOCK_O": block,
-            "BLOCK_L": inputs * bits // 128, "TILES": 2, "IS_COMPILED": True,
+            "BLOCK_L": inputs * bits // 128, "TILES": 2, "IS_EARLY": capability >= 90, "IS_COMPILED": True,
         }  # fmt: skip
         compiled = compile_for(capability, row_kernel, {"x": "bf16", "out": "bf16"}, constants, num_warps)
         # What it is fast by: 16 bytes of codes in one instruction.

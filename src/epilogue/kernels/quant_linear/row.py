@@ -6,6 +6,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from epilogue.kernels.early_launch import allows_early_launch
 from epilogue.kernels.quant_linear.packing import QuantWeight
 from epilogue.kernels.quant_linear.row_kernels import row_kernel
 
@@ -19,6 +20,8 @@ class Launch:
     tiles: int
     """Of so many outputs each that a program takes, one after the other."""
     num_warps: int
+    is_early: bool = False
+    """Whether codes are fetched while the kernel before is still at work, where the device can (``early_launch``)."""
 
 
 def launch_for(outputs: int, inputs: int, bits: int) -> Launch:
@@ -38,12 +41,13 @@ def quant_linear_row(x_RI: Tensor, weight: QuantWeight, *, launch: Launch | None
     # Triton's interpreter, which alone brings this file to the CPU, cuts what it ought to round to bf16.
     stored = x_RI.dtype if x_RI.is_cuda else torch.float32
     out_RO = torch.empty(len(x_RI), outputs, dtype=stored, device=x_RI.device)
+    early = {"launch_pdl": True} if launch.is_early and allows_early_launch(x_RI.device) else {}
     row_kernel[(triton.cdiv(outputs, launch.block_outputs * launch.tiles),)](
         x_RI, weight.codes_OI.contiguous(), weight.scales_OG.contiguous(), weight.zeros_OG.contiguous(),
         weight.zeros_OG if weight.order_I is None else weight.order_I.contiguous(), out_RO, outputs,
         INPUTS=inputs, GROUP=weight.group_size, BITS=bits, HAS_ORDER=weight.order_I is not None, ROWS=len(x_RI),
-        BLOCK_O=launch.block_outputs, BLOCK_L=_lanes(inputs, bits), TILES=launch.tiles, IS_COMPILED=x_RI.is_cuda,
-        num_warps=launch.num_warps,
+        BLOCK_O=launch.block_outputs, BLOCK_L=_lanes(inputs, bits), TILES=launch.tiles, IS_EARLY=bool(early),
+        IS_COMPILED=x_RI.is_cuda, num_warps=launch.num_warps, **early,
     )  # fmt: skip
     return out_RO.to(x_RI.dtype)
 

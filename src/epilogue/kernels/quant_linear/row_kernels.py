@@ -9,6 +9,7 @@ four of them at a time are multiplied (dp4a) with the inputs, which are in steps
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -140,14 +141,18 @@ def _multiply(
 def row_kernel(
     x_ptr, codes_ptr, scale_ptr, zero_ptr, order_ptr, out_ptr, outputs,
     INPUTS: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, HAS_ORDER: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_L: tl.constexpr, TILES: tl.constexpr, IS_COMPILED: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_L: tl.constexpr, TILES: tl.constexpr, IS_EARLY: tl.constexpr,
+    IS_COMPILED: tl.constexpr,
 ):  # fmt: skip
     """One program: TILES tiles of BLOCK_O outputs of every row."""
     first = tl.program_id(0) * (BLOCK_O * TILES)
     stop = tl.minimum(outputs, first + BLOCK_O * TILES)
     tile = _tile(codes_ptr, scale_ptr, zero_ptr, first, stop, INPUTS, GROUP, BITS, BLOCK_O, BLOCK_L)
     # Memory is to be busy before the inputs are there, and the assembler would have it otherwise.
-    if IS_COMPILED:
+    if IS_EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    elif IS_COMPILED:
         tl.debug_barrier()
     rows = ()
     for r in tl.static_range(ROWS):
