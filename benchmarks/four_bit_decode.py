@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import finish, machine_card, require_green
-from benchmarks.storywriter_shape import STORYWRITER, TINY, WARM_UP_TOKENS, ceilings, synchronize, write
-from epilogue.engine import Engine
+from benchmarks.storywriter_shape import STORYWRITER, TINY, WARM_UP_TOKENS, ceilings, seconds, synchronize, write
+from epilogue.engine import Engine, SamplingParams
 from epilogue.errors import CapacityError
 from epilogue.kernels.quant_linear import QuantWeight, num_groups, quant_linear
 from epilogue.model import MPT, MPTConfig, Quantization, page_bytes
@@ -168,6 +170,22 @@ def use_fastest(products: list[dict[str, Any]], *, is_early: bool) -> dict[str, 
     return {f"{outputs}x{inputs}": label(launch) for (outputs, inputs), launch in chosen.items()}
 
 
+def token_seconds(engine: Engine, sequence: Any, num_tokens: int) -> list[float]:
+    """Of every token but the first ones, which compile and capture."""
+    params = SamplingParams(max_new_tokens=WARM_UP_TOKENS + num_tokens, temperature=0)
+    ends = [time.perf_counter() for _ in engine.stream(sequence, params)]
+    return [end - start for start, end in pairwise(ends[WARM_UP_TOKENS - 1 :])]
+
+
+def replay_seconds(engine: Engine) -> float:
+    """Of a token's graph alone: what is left of a token is the host's."""
+    decoder = engine._stepper.decoder
+    assert decoder is not None
+    slots = next(reversed(decoder._slots.values()))
+    assert slots.replay is not None
+    return seconds(slots.replay, engine.model.device, repeats=15)
+
+
 def profile_step(engine: Engine, sequence: Any, num_tokens: int) -> list[dict[str, Any]]:
     """Microseconds a token of every kernel while some tokens are written, the largest first."""
     from torch.profiler import ProfilerActivity, profile
@@ -223,20 +241,23 @@ def measure_story(model: MPT, args: argparse.Namespace, ids: list[int], ceiling:
     chunk_pages = -(-engine.chunk_tokens // 128) * model.config.n_layers * model.config.kv_n_heads
     places = model.config.n_layers * model.config.n_heads * len(ids)
     before = int(sequence.reads.visited_H.sum())
-    token_s = write(engine, sequence, args.new_tokens) / args.new_tokens
+    times = token_seconds(engine, sequence, args.new_tokens)
+    token_s = mean(times)
     keys = (int(sequence.reads.visited_H.sum()) - before) / (WARM_UP_TOKENS + args.new_tokens)
     key_bytes = page_bytes(model.config, args.storage) / 128
     step_bytes = sum(x.nbytes for x in (*model.parameters(), *model.buffers())) + keys * key_bytes
     row |= {
         "tokens_per_s": 1 / token_s,
-        "step_ms": token_s * 1e3,
+        "token_ms": {"mean": token_s * 1e3, "median": median(times) * 1e3, "most": max(times) * 1e3},
         "share_visited": keys / places,
         "share_held": engine.stats().pages_held * 128 / places,
         "mbu": step_bytes / token_s / ceiling["bytes_per_s"],
     }
     if on_gpu:
+        row["graph_ms"] = replay_seconds(engine) * 1e3
         row |= memory(engine, max(0, min(free) - chunk_pages))
-    print({name: round(x, 3) if isinstance(x, float) else x for name, x in row.items()}, flush=True)
+    for name, x in row.items():
+        print(f"    {name} {round(x, 3) if isinstance(x, float) else x}", flush=True)
     if on_gpu:
         row["kernels"] = profile_step(engine, sequence, 2 * WARM_UP_TOKENS)
     return row
