@@ -1,12 +1,13 @@
 """The GPU kernels under Triton's interpreter, which must be chosen before it is imported: run by test_packed.py."""
 
 import os
+from dataclasses import replace
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from epilogue.kernels.quant_linear import quant_linear
+from epilogue.kernels.quant_linear import dense, pack_codes, quant_linear, unpack_codes
 from epilogue.kernels.quant_linear.row import Launch, quant_linear_row
 from kernels.quant_linear.exactness import assert_as_exact_as_pytorch
 from kernels.quant_linear.weights import random_weight
@@ -30,11 +31,10 @@ ROW_CASES = [
 
 
 def run_row() -> None:
-    for rows, outputs, inputs, launch, options in ROW_CASES:
+    for i, (rows, outputs, inputs, launch, options) in enumerate(ROW_CASES):
         weight = random_weight(outputs, inputs, **options)
-        for dtype in (torch.bfloat16, torch.float16):
-            x_RI = torch.randn(rows, inputs).to(dtype)
-            assert_as_exact_as_pytorch(x_RI, weight, "row")
+        x_RI = torch.randn(rows, inputs).to((torch.bfloat16, torch.float16)[i % 2])
+        assert_as_exact_as_pytorch(x_RI, weight, "row")
         assert torch.equal(quant_linear_row(x_RI, weight, launch=launch), quant_linear(x_RI, weight, backend="row"))
 
 
@@ -52,6 +52,19 @@ def keeps_what_is_not_finite() -> None:
         assert_as_exact_as_pytorch((torch.randn(1, 128).sign() * x_RI).bfloat16(), weight, "row")
 
 
+def stays_within_its_bound() -> None:
+    """Inputs beside one that is far larger and does not count: what a step of their lane leaves of them."""
+    weight = random_weight(16, 256, group_size=64)
+    x_RI = torch.randn(1, 256).mul(2**-9).bfloat16()
+    x_RI[0, ::32] = 1.0
+    codes_OI = unpack_codes(weight.codes_OI, 4)
+    codes_OI[:, ::32] = weight.zeros_OG.repeat_interleave(2, dim=1).clamp(max=15).to(torch.uint8)
+    weight = replace(weight, codes_OI=pack_codes(codes_OI, 4), zeros_OG=weight.zeros_OG.clamp(max=15))
+    truth = quant_linear(x_RI.double(), weight, backend="reference")
+    rounding = 2**-15 * dense(weight, dtype=torch.float64).abs().sum(dim=1) + 2**-8 * truth.abs()
+    assert ((quant_linear(x_RI, weight, backend="row").double() - truth).abs() <= rounding).all()
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
@@ -61,6 +74,7 @@ def main() -> None:
             assert_as_exact_as_pytorch(torch.randn(rows, inputs).to(dtype), weight, "packed")
     run_row()
     keeps_what_is_not_finite()
+    stays_within_its_bound()
     print("done")
 
 
