@@ -166,7 +166,11 @@ def use_fastest(products: list[dict[str, Any]], *, is_early: bool) -> dict[str, 
         known = [launch for launch in launches if label(launch) in row]
         chosen[row["outputs"], row["inputs"]] = min(known, key=lambda launch: row[label(launch)])
     before = row_module.launch_for
-    row_module.launch_for = lambda outputs, inputs, bits: chosen.get((outputs, inputs)) or before(outputs, inputs, bits)
+
+    def launch_for(rows: int, outputs: int, inputs: int, bits: int) -> Any:
+        return chosen.get((outputs, inputs)) or before(rows, outputs, inputs, bits)
+
+    row_module.launch_for = launch_for
     return {f"{outputs}x{inputs}": label(launch) for (outputs, inputs), launch in chosen.items()}
 
 

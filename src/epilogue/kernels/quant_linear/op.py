@@ -16,8 +16,8 @@ MOST_PACKED_ROWS = 64
 """Rows of one call of ``packed``."""
 MOST_SINGLE_ROWS = 4
 """Rows of one call of ``row``."""
-MOST_ROW_INPUTS = 32768
-"""Inputs of one call of ``row``, which holds all of a row in registers."""
+MOST_ROW_NUMBERS = 65536
+"""Inputs of all rows of one call of ``row``, which holds them in registers."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -65,7 +65,7 @@ def _suits_row(x_RI: Tensor, weight: QuantWeight) -> bool:
     """Whether rows are few and narrow, and four words of codes, which are read at once, have one scale."""
     has_whole_words = weight.in_features * weight.bits % 32 == 0
     has_wide_groups = weight.group_size * weight.bits % 128 == 0 or weight.group_size == weight.in_features
-    is_few = len(x_RI) <= MOST_SINGLE_ROWS and weight.in_features <= MOST_ROW_INPUTS
+    is_few = len(x_RI) <= MOST_SINGLE_ROWS and x_RI.numel() <= MOST_ROW_NUMBERS
     return is_few and has_whole_words and has_wide_groups and x_RI.dtype in (torch.bfloat16, torch.float16)
 
 

@@ -24,10 +24,10 @@ class Launch:
     """Whether codes are fetched while the kernel before is still at work, where the device can (``early_launch``)."""
 
 
-def launch_for(outputs: int, inputs: int, bits: int) -> Launch:
+def launch_for(rows: int, outputs: int, inputs: int, bits: int) -> Launch:
     """Enough programs for a card of 132 multiprocessors, and as few as that, since each of them prepares the row."""
     num_warps = max(1, min(16, _lanes(inputs, bits) // 32))
-    block_outputs = 8 if num_warps <= 4 else 4
+    block_outputs = (8 if num_warps <= 4 else 4) // (1 if rows == 1 else 2)
     return Launch(block_outputs, max(1, min(4, outputs // (512 * block_outputs))), num_warps)
 
 
@@ -37,7 +37,7 @@ def quant_linear_row(x_RI: Tensor, weight: QuantWeight, *, launch: Launch | None
     Inputs are taken in steps of 2^-15 to 2^-14 of the largest of the 32 (of 8-bit codes: 16) that stand together.
     """
     x_RI, outputs, inputs, bits = x_RI.contiguous(), weight.out_features, weight.in_features, weight.bits
-    launch = launch or launch_for(outputs, inputs, bits)
+    launch = launch or launch_for(len(x_RI), outputs, inputs, bits)
     # Triton's interpreter, which alone brings this file to the CPU, cuts what it ought to round to bf16.
     stored = x_RI.dtype if x_RI.is_cuda else torch.float32
     out_RO = torch.empty(len(x_RI), outputs, dtype=stored, device=x_RI.device)
