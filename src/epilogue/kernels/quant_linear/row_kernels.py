@@ -133,8 +133,7 @@ def _multiply(
         step_L1, sum_L1, low, high = rows[r]
         steps_LO = _dot(codes_LOW, low, high, BITS, IS_COMPILED) - zero_LO.to(tl.int32) * sum_L1
         out_O = tl.sum(steps_LO.to(tl.float32) * scale_LO.to(tl.float32) * step_L1, 0)
-        at_O = r * outputs.to(tl.int64) + outputs_O
-        tl.store(out_ptr + at_O, out_O.to(out_ptr.dtype.element_ty), mask=outputs_O < stop)
+        tl.store(out_ptr + r * outputs + outputs_O, out_O.to(out_ptr.dtype.element_ty), mask=outputs_O < stop)
 
 
 @triton.jit
