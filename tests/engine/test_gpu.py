@@ -9,7 +9,8 @@ from engine.conftest import ARCHITECTURES, MakeMPT
 from engine.invariants import check
 from epilogue.engine import Engine, SamplingParams, Storage
 from epilogue.engine.decoder import Decoder
-from epilogue.model import MPT
+from epilogue.model import MPT, Quantization
+from epilogue.model.linear import QuantLinear
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingParams(max_new_tokens=300, temperature=0)
@@ -43,6 +44,22 @@ def test_a_graph_writes_what_its_step_writes(
     model = wide_mpt.to(dtype)
     graphs = make(model, storage=storage)
     steps = make(model, storage=storage, capture=lambda step: step)
+    assert write(graphs, book * 9) == write(steps, book * 9)
+    check(graphs)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_graph_of_a_quantised_model_writes_what_its_step_writes(
+    tiny_mpt: MakeMPT, book: list[int], bits: int
+) -> None:
+    model = tiny_mpt(d_model=256, n_heads=4, quantization=Quantization(bits=bits, group_size=128)).cuda().bfloat16()
+    generator = torch.Generator("cuda").manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.codes_OI.random_(0, 256, generator=generator)
+            module.scales_OG.fill_(0.05 if bits == 4 else 0.003)
+            module.zeros_OG.fill_(2 ** (bits - 1))
+    graphs, steps = make(model, storage="int8"), make(model, storage="int8", capture=lambda step: step)
     assert write(graphs, book * 9) == write(steps, book * 9)
     check(graphs)
 

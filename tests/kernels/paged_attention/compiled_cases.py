@@ -78,7 +78,8 @@ def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim:
 def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:
     for capability in capabilities:
         types = {f"{part}_ptr": "*fp32" for part in ("part", "max", "sum", "out")}
-        compile_for(capability, split.join_splits_kernel, types, {"HEAD_DIM": 96, "BLOCK_D": 128, "BLOCK_P": 32})
+        constants = {"HEAD_DIM": 96, "BLOCK_D": 128, "BLOCK_P": 32, "ALLOWS_EARLY": capability >= 90}
+        compile_for(capability, split.join_splits_kernel, types, constants)
         cases = itertools.product(STORAGES, (torch.float32, torch.bfloat16), head_dims, blocks)
         for storage, dtype, head_dim, block_rows in cases:
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)

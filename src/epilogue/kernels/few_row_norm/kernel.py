@@ -3,14 +3,17 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
 def norm_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, num_columns,
-    EPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_C: tl.constexpr,
+    EPS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_C: tl.constexpr, ALLOWS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row."""
+    if ALLOWS_EARLY:
+        gdc_launch_dependents()
     columns = tl.arange(0, BLOCK_C)
     is_column = columns < num_columns
     at_C = tl.program_id(0).to(tl.int64) * num_columns + columns

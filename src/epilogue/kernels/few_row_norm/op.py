@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from epilogue.kernels.early_launch import allows_early_launch
+
 Backend = Literal["reference", "triton"]
 MOST_ROWS = 16
 """With more there are programs enough to fill a card, and PyTorch's kernel is as good."""
@@ -42,7 +44,7 @@ def few_row_norm(
     bias = weight_C if bias_C is None else bias_C
     kernel[(len(x_RC),)](
         x_RC, weight_C, bias, out_RC, x_RC.shape[1], EPS=eps, HAS_BIAS=bias_C is not None, BLOCK_C=width,
-        num_warps=max(1, min(16, width // 256)),
+        ALLOWS_EARLY=allows_early_launch(x.device), num_warps=max(1, min(16, width // 256)),
     )  # fmt: skip
     return out_RC.view_as(x)
 

@@ -11,6 +11,7 @@ import torch
 import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
+from epilogue.kernels.early_launch import allows_early_launch
 from epilogue.kernels.paged_attention.rotation import rotate
 from epilogue.kernels.paged_attention.row_kernels import visit_int8_pages_of_a_row_kernel
 from epilogue.kernels.paged_attention.split_kernels import join_splits_kernel, visit_pages_kernel
@@ -137,6 +138,7 @@ def _join(part_BKRPD: Tensor, stats_BKRP: Tensor, *, dtype: torch.dtype) -> Tens
     join_splits_kernel[(out_BKRD.shape[:3].numel(), triton.cdiv(head_dim, _JOIN_COLUMNS))](
         part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
         HEAD_DIM=head_dim, BLOCK_D=_JOIN_COLUMNS, BLOCK_P=min(_JOIN_SPLITS, triton.next_power_of_2(num_splits)),
+        ALLOWS_EARLY=allows_early_launch(out_BKRD.device),
     )  # fmt: skip
     return out_BKRD
 

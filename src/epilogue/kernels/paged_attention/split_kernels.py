@@ -6,6 +6,7 @@ Kernels are not typed: their arguments are Python objects before they are compil
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 
 @triton.jit
@@ -160,12 +161,14 @@ def visit_pages_kernel(
 @triton.jit
 def join_splits_kernel(
     part_ptr, max_ptr, sum_ptr, out_ptr, num_splits,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, ALLOWS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Some columns of one query row: the average of its splits, each weighted by its share of the softmax.
 
     Of a split that saw nothing, whose largest score is -inf, nothing else is read: it need not be written.
     """
+    if ALLOWS_EARLY:
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     best = float("-inf")

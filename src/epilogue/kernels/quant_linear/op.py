@@ -11,9 +11,13 @@ from epilogue.kernels.extension import native_is_available
 from epilogue.kernels.quant_linear.gradient import through_frozen
 from epilogue.kernels.quant_linear.packing import QuantWeight, num_groups
 
-Backend = Literal["reference", "tiled", "packed", "native"]
+Backend = Literal["reference", "tiled", "packed", "row", "native"]
 MOST_PACKED_ROWS = 64
 """Rows of one call of ``packed``."""
+MOST_SINGLE_ROWS = 4
+"""Rows of one call of ``row``."""
+MOST_ROW_NUMBERS = 65536
+"""Inputs of all rows of one call of ``row``, which holds them in registers."""
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -26,8 +30,8 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
         backend: chosen by device and shape if None.
 
     Returns:
-        out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` multiplies few
-        rows in fp32, with weights that are not rounded.) Differentiable in x_RI.
+        out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` and ``row``
+        multiply few rows with weights that are not rounded.) Differentiable in x_RI.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
@@ -52,8 +56,17 @@ def _choose(x_RI: Tensor, weight: QuantWeight) -> Backend:
         is_wide = torch.float64 in (x_RI.dtype, weight.scales_OG.dtype)
         return "native" if native_is_available() and not wants_gradient and not is_wide else "tiled"
     # Past so many rows a product is bound by arithmetic, and dequantising the weight once is cheaper.
-    is_few = 1 <= len(x_RI) <= MOST_PACKED_ROWS and x_RI.dtype != torch.float64
-    return "packed" if is_few and x_RI.is_cuda else "tiled"
+    if not x_RI.is_cuda or not 1 <= len(x_RI) <= MOST_PACKED_ROWS or x_RI.dtype == torch.float64:
+        return "tiled"
+    return "row" if _suits_row(x_RI, weight) else "packed"
+
+
+def _suits_row(x_RI: Tensor, weight: QuantWeight) -> bool:
+    """Whether rows are few and narrow, and four words of codes, which are read at once, have one scale."""
+    has_whole_words = weight.in_features * weight.bits % 32 == 0
+    has_wide_groups = weight.group_size * weight.bits % 128 == 0 or weight.group_size == weight.in_features
+    is_few = len(x_RI) <= MOST_SINGLE_ROWS and x_RI.numel() <= MOST_ROW_NUMBERS
+    return is_few and has_whole_words and has_wide_groups and x_RI.dtype in (torch.bfloat16, torch.float16)
 
 
 def _load(backend: Backend) -> Callable[[Tensor, QuantWeight], Tensor]:
