@@ -12,7 +12,17 @@ from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
-from epilogue.model import MPT, EvictionBounds, KVCache, NativeStep, PageTable, Segment, bookmarks, evictable_from
+from epilogue.model import (
+    MPT,
+    EvictionBounds,
+    KVCache,
+    NativeStep,
+    PageTable,
+    Segment,
+    bookmarks,
+    evictable_from,
+    upload,
+)
 
 
 class Stepper:
@@ -92,7 +102,7 @@ class Stepper:
         if self.native is not None and self.native.can_take(segments):
             return self.native.step(segments, ids)
         cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
-        return self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0], None
+        return self.model.transformer(upload(torch.tensor([ids]), self.model.device), cache)[0], None
 
     def _decode(self, decoder: Decoder, texts: list[Sequence], segments: list[Segment], ids: list[int]) -> Tensor:
         """A step of one token each."""
