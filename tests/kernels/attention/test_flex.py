@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from epilogue.kernels.attention import attention, flex
-from epilogue.kernels.attention import TILE_TOKENS
+from epilogue.kernels.attention import TILE_TOKENS, attention, flex
 from epilogue.model import alibi_slopes
 from kernels.attention.exactness import assert_as_exact_as_sdpa, random_inputs
 
