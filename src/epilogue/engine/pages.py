@@ -2,6 +2,7 @@
 
 from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,7 +94,10 @@ class Pages:
             self.pool.copy_pages(sources, taken[:num_shared])
             column_LK[shared_LK] = taken[:num_shared]
             self._discount(sources)
-        new_LKP[missing_LKP] = taken[num_shared:]
+        if count - num_shared == new_LKP.numel():
+            new_LKP.copy_(taken[num_shared:].view(new_LKP.shape))  # a chunk's: in order, without looking for holes
+        else:
+            new_LKP[missing_LKP] = taken[num_shared:]
         self._is_changing = False
 
     def adopt(self, is_live_LKP: Tensor, norms_LKP: Tensor, scores_LHP: Tensor, num_tokens: int) -> PageTable:
@@ -186,11 +190,12 @@ class Pages:
     def _take(self, count: int) -> Tensor:
         """Pages that were used before, the latest first, then new ones."""
         again = min(count, len(self._returned))
-        taken = self._returned[len(self._returned) - again :]
+        # NumPy takes a list in faster than PyTorch does.
+        returned = np.array(self._returned[len(self._returned) - again :], dtype=np.int64)
         del self._returned[len(self._returned) - again :]
-        taken.extend(range(self._num_touched, self._num_touched + count - again))
+        new = torch.arange(self._num_touched, self._num_touched + count - again)
         self._num_touched += count - again
-        ids = torch.tensor(taken, dtype=torch.int64)
+        ids = torch.cat([torch.from_numpy(returned), new])
         self._counts_P[ids] = 1
         return ids
 
