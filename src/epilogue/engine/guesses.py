@@ -14,12 +14,9 @@ from torch import Tensor
 from epilogue.engine.sampling_params import SamplingParams
 from epilogue.model import upload
 
-_STAGES = ("repetition", "temperature", "top_k", "top_a", "top_p", "tail_free", "typical")
-
 
 def can_guess(params: SamplingParams) -> bool:
     """Whether ``guess_token`` knows all that these settings ask for."""
-    # Each would have to be 0 or False, or what turns it off.
     others = (
         params.grammar is not None,
         params.dry_multiplier,
@@ -35,7 +32,7 @@ def can_guess(params: SamplingParams) -> bool:
         params.repetition_slope != 1,
         params.tail_free != 1,
         params.typical != 1,
-        params.order != _STAGES,
+        params.order != SamplingParams.order,
     )
     return not any(others)
 
