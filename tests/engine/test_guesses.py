@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.conftest import MakeMPT
 from engine.invariants import check
 from engine.tape import FORBIDDEN, Captures
+from engine.test_interrupts import interrupted
 from epilogue.engine import Engine, SamplingParams, filters
 from epilogue.engine import Sequence as Text
 from epilogue.engine.decoder import Decoder
@@ -203,3 +204,26 @@ def test_what_happens_between_a_guess_and_its_token_changes_nothing(
     engine, _ = engine_of(model)
     plain = Engine(model, num_pages=600, epsilon=1e-3, chunk_tokens=100, undo_tokens=0, lookup=False)
     assert story(engine, True) == story(plain, False)
+
+
+def test_an_interruption_on_any_line_changes_nothing(tiny_mpt: MakeMPT, book: list[int]) -> None:
+    """With a pass under way, at the end of a page."""
+    model = tiny_mpt(n_heads=1, n_layers=1, attn_config={"alibi_bias_max": 2}).double()
+
+    def opened() -> tuple[Engine, Text]:
+        engine, _ = engine_of(model)
+        text = engine.open_book((book * 5)[:124])
+        return engine, text
+
+    def write_on(engine: Engine, text: Text) -> None:
+        list(engine.stream(text, SamplingParams(seed=1, max_new_tokens=132 - text.num_tokens)))
+
+    engine, text = opened()
+    total = interrupted(lambda: write_on(engine, text), None)
+    wanted = list(text.ids)
+    for line in range(1, total, total // 12):
+        engine, text = opened()
+        interrupted(lambda engine=engine, text=text: write_on(engine, text), line)  # type: ignore[misc]
+        write_on(engine, text)
+        check(engine)
+        assert text.ids == wanted, line
