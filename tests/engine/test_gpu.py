@@ -7,9 +7,11 @@ import torch
 
 from engine.conftest import ARCHITECTURES, MakeMPT
 from engine.invariants import check
+from engine.test_guesses import SETTINGS
 from epilogue.engine import Engine, SamplingParams, Storage
 from epilogue.engine.decoder import Decoder
-from epilogue.model import MPT, Quantization
+from epilogue.engine.sampling import Sampler
+from epilogue.model import MPT, Quantization, Segment
 from epilogue.model.linear import QuantLinear
 
 pytestmark = pytest.mark.gpu
@@ -116,6 +118,65 @@ def test_a_replay_waits_for_nothing(wide_mpt: MPT, book: list[int]) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert replays == 1
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_chunk_is_read_without_waiting(wide_mpt: MPT, storage: Storage) -> None:
+    book = torch.randint(0, 61, (900,), generator=torch.Generator().manual_seed(3)).tolist()
+    engine = make(wide_mpt.bfloat16(), storage=storage, chunk_tokens=300)
+    engine.open_book(book)  # compiles
+    sequence = engine.enter(book[::-1])
+    engine.advance(sequence)
+    for start in (300, 600):
+        engine.pages.grow(sequence.table, 300)
+        segments = [Segment(sequence.table, 300, sequence.reads)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with torch.inference_mode():
+                engine._stepper._run(segments, sequence.ids[start : start + 300])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        sequence.table.num_tokens += 300
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_runs_ahead_changes_no_token(
+    wide_mpt: MPT, book: list[int], settings: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(**SETTINGS[settings], max_new_tokens=300, seed=4)
+    model = wide_mpt.bfloat16()
+    ahead = make(model, storage="int8")
+    steps: list[int] = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, segments, ids: (steps.append(1), step(self, segments, ids))[1])
+    written = write(ahead, book * 9, params)
+    check(ahead)
+    assert len(steps) < 20, "all but those that need a new page were run ahead"
+    monkeypatch.setattr(Sampler, "guess", lambda *_: None)
+    assert write(make(model, storage="int8"), book * 9, params) == written
+
+
+def test_a_pass_ahead_is_not_waited_for(wide_mpt: MPT, book: list[int]) -> None:
+    """The logits come before the pass that was started behind them is through."""
+    engine = make(wide_mpt)
+    stream = engine.stream(sequence := engine.open_book(book), GREEDY)
+    for _ in range(5):
+        next(stream)
+    decoder = engine._stepper.decoder
+    assert decoder is not None
+    replays = [(slots, slots.replay) for slots in decoder._slots.values()]
+    assert sequence.logits_V is not None
+    torch.cuda.synchronize()
+    for slots, replay in replays:
+
+        def slow(replay: Any = replay) -> Any:
+            torch.cuda._sleep(2_000_000_000)  # about a second
+            return replay()
+
+        slots.replay = slow
+    engine._stepper.run_ahead(sequence, Sampler(GREEDY).guess)
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
 
 
 def test_a_step_but_for_its_logits_waits_for_nothing(wide_mpt: MPT, book: list[int]) -> None:

@@ -68,7 +68,7 @@ class Reader:
             def attend(cache, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 self.queries[layer].append(q_BTHD[0])
                 self.keys[layer].append(dequantize(quantize(k_BTKD[0], storage), dtype=torch.float32).double())
-                self.edges[layer].append((table.first_live_K(layer) * PAGE_TOKENS).expand(q_BTHD.shape[1], -1))
+                self.edges[layer].append((table.first_live_LK[layer] * PAGE_TOKENS).expand(q_BTHD.shape[1], -1))
                 return super().attend(layer, q_BTHD, k_BTKD, *args, **kwargs)
 
         self.kind_of_cache = Remembering

@@ -123,7 +123,7 @@ def test_what_was_evicted_counts_as_left_out() -> None:
     plan = ReachPlan(
         torch.tensor([[0, 128, 256]]).repeat(6, 1), torch.full((6, 3), 1e-9, dtype=torch.float64), 512, 512
     )
-    within = _within(plan, table, 1, 1e-3)
+    within = _within(plan, table.first_live_LK[1], 1e-3)
     assert within.first_key_HN[3:].tolist() == [[256, 256, 256]] * 3
     assert within.omitted_mass_HN[3:].tolist() == [[1e-3, 1e-3, 1e-9]] * 3
     assert torch.equal(within.first_key_HN[:3], plan.first_key_HN[:3])

@@ -103,6 +103,11 @@ class _Slots:
             self._refresh(slot, table)
         return slots
 
+    def holds(self, table: PageTable) -> bool:
+        """Whether the first slot has a copy of this table as it is."""
+        content = self._contents[0]
+        return content is not None and content.is_still(table)
+
     def _refresh(self, slot: int, table: PageTable) -> None:
         content = self._contents[slot]
         if content is not None and content.is_still(table):
@@ -113,8 +118,25 @@ class _Slots:
         self._contents[slot] = content
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A pass over a token that was guessed, running or run."""
+
+    table: ref[PageTable]
+    num_tokens: int
+    before_V: Tensor
+    """The logits that it was guessed from."""
+    token_1: Tensor
+    """On the host."""
+    slots: _Slots
+    results: TokenResults
+
+
 class Decoder:
     """Runs steps of one token each. Keeps a captured step for every number of texts and width of their tables.
+
+    A step can be run ahead, for a token that is only guessed (``run_ahead``): its key and value lie behind the text's,
+    where nothing counts them until the token is chosen (``confirm``).
 
     The model's weights must stay where they are.
 
@@ -143,6 +165,7 @@ class Decoder:
         self.model, self.pool, self.bounds, self.epsilon = model, pool, bounds, epsilon
         self.capture, self.backend, self.most_captures = capture, backend, most_captures
         self._slots: OrderedDict[tuple[int, int], _Slots] = OrderedDict()
+        self._ahead: _Ahead | None = None
 
     def can_take(self, segments: Sequence[Segment]) -> bool:
         """Whether these steps are of one token each, within learned positions."""
@@ -161,6 +184,7 @@ class Decoder:
             segments: of different texts, for which ``can_take`` holds, with pages for their tokens.
             ids: the tokens.
         """
+        self._ahead = None  # its results are overwritten
         tables = [segment.table for segment in segments]
         slots = self._slots_for(len(tables), max(table.ids_LKP.shape[2] for table in tables))
         order = slots.bind(tables)
@@ -175,9 +199,53 @@ class Decoder:
         x_BC, logits_BV = (torch.stack([x[slot] for slot in order]) for x in (results.x_BC, results.logits_BV))
         return x_BC, logits_BV
 
+    def run_ahead(self, table: PageTable, logits_V: Tensor, token_1: Tensor) -> Tensor:
+        """Start a step for a text's next token before it is chosen; the logits it is chosen from, on the host.
+
+        They are waited for, the step is not. Nothing is started where the text was not the last one to be moved, alone,
+        or where its tables would have to be copied first.
+
+        Args:
+            table: with a page of its own for the token.
+            logits_V: what the model expects behind the table's tokens.
+            token_1: the guess, on the device.
+        """
+        self._ahead = None
+        host_V, host_1 = (x.to("cpu", non_blocking=True) for x in (logits_V, token_1))
+        arrived = torch.cuda.Event() if logits_V.is_cuda else None
+        if arrived is not None:
+            arrived.record()
+        slots = self._slots.get(self._key(1, table.ids_LKP.shape[2]))
+        if slots is not None and slots.replay is not None and slots.holds(table):
+            slots.tables.ids_B.copy_(token_1)
+            slots.tables.num_keys_B.fill_(table.num_tokens + 1)
+            self._ahead = _Ahead(ref(table), table.num_tokens, logits_V, host_1, slots, slots.replay())
+        if arrived is not None:
+            arrived.synchronize()
+        return host_V
+
+    def confirm(self, segment: Segment, before_V: Tensor, token_id: int) -> Tensor | None:
+        """What comes behind a token that was chosen, if a step for it was run ahead; else None. As ``step`` otherwise.
+
+        Args:
+            segment: of that token.
+            before_V: the logits that it was chosen from, as ``run_ahead`` was given them.
+            token_id: the token.
+        """
+        ahead, self._ahead, table = self._ahead, None, segment.table
+        if ahead is None or ahead.table() is not table or not ahead.slots.holds(table):
+            return None
+        if (ahead.num_tokens, int(ahead.token_1)) != (table.num_tokens, token_id) or ahead.before_V is not before_V:
+            return None
+        _take_in(segment, ahead.results, 0)
+        return ahead.results.logits_BV[0].clone()
+
+    def _key(self, batch: int, width: int) -> tuple[int, int]:
+        return batch, 1 << (width - 1).bit_length()
+
     def _slots_for(self, batch: int, width: int) -> _Slots:
         """Slots for so many texts; wide enough, and not much wider."""
-        key = batch, 1 << (width - 1).bit_length()
+        key = self._key(batch, width)
         if key not in self._slots:
             config = self.model.config
             tables = TokenTables.empty(config, batch=batch, num_pages=key[1], device=self.model.device)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _FEW = 512
+# Sums of probabilities in fp64 are wrong by far less.
+_ROOM = 1e-9
 
 
 def keep_top_k(scores_V: Tensor, *, top_k: int) -> Tensor:
@@ -57,6 +59,21 @@ def keep_min_p(scores_V: Tensor, *, min_p: float) -> Tensor:
     Nguyen et al., arXiv 2407.01082.
     """
     return scores_V.masked_fill(scores_V < scores_V.max() + math.log(min_p), -torch.inf)
+
+
+def keep_top_p_then_min_p(scores_V: Tensor, *, top_p: float, min_p: float) -> Tensor:
+    """``keep_min_p`` behind ``keep_top_p``; without sorting where the latter drops nothing that the former keeps.
+
+    So it is where the tokens that ``min_p`` drops are more than ``top_p`` may: in a flat distribution, whose sorting
+    takes longest.
+    """
+    likely_V = keep_min_p(scores_V, min_p=min_p)
+    probs_V, is_likely_V = scores_V.softmax(0), likely_V > -torch.inf
+    others_V = probs_V.masked_fill(is_likely_V, 0.0)
+    # Of equal probabilities ``keep_top_p`` drops some, so there must be none at this edge.
+    if float(others_V.sum()) > 1 - top_p + _ROOM and bool(others_V.max() < probs_V[is_likely_V].min()):
+        return likely_V
+    return keep_min_p(keep_top_p(scores_V, top_p=top_p), min_p=min_p)
 
 
 def keep_before_tail(scores_V: Tensor, *, tail_free: float) -> Tensor:

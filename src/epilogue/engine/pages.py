@@ -1,7 +1,8 @@
 """Who has which page: free pages, reference counts, and what a sequence's table gains and gives back. Host only."""
 
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,10 @@ class Pages:
         self._num_touched = 0
         """Pages from there on were never handed out: on the CPU they have no memory yet."""
         self._is_changing = False
+        self._num_forks = 0
+        """Times that a page may have come to be shared."""
+        self._own: WeakKeyDictionary[PageTable, tuple[Tensor, tuple[int, ...]]] = WeakKeyDictionary()
+        """How tables were when they had been given what they asked for: as long as they are so, they have it."""
 
     @property
     def num_free(self) -> int:
@@ -52,7 +57,26 @@ class Pages:
             CapacityError: there are not enough free pages; the table is as it was.
         """
         self._settle()
+        if self.has_room(table, num_tokens):
+            return
         table.reserve(table.num_tokens + num_tokens)
+        self._hand_out(table, num_tokens)
+        self._own[table] = table.ids_LKP, self._told_by(table, num_tokens)
+
+    def has_room(self, table: PageTable, num_tokens: int) -> bool:
+        """Whether ``grow`` would change nothing, as far as that is known without looking at the pages."""
+        if self._is_changing or self._forgotten or table not in self._own:
+            return False
+        ids_LKP, told = self._own[table]
+        return ids_LKP is table.ids_LKP and told == self._told_by(table, num_tokens)
+
+    def _told_by(self, table: PageTable, num_tokens: int) -> tuple[int, ...]:
+        """Numbers of which one is another whenever the pages for a table's next tokens may be others or shared."""
+        first, stop = table.num_tokens // PAGE_TOKENS, -(-(table.num_tokens + num_tokens) // PAGE_TOKENS)
+        return table.ids_LKP._version, self._num_forks, first, stop
+
+    def _hand_out(self, table: PageTable, num_tokens: int) -> None:
+        """The pages that ``grow`` is about, in a table that has room for them."""
         first, inside = divmod(table.num_tokens, PAGE_TOKENS)
         stop = -(-(table.num_tokens + num_tokens) // PAGE_TOKENS)
         column_LK = table.ids_LKP[..., first if inside else 0]
@@ -70,7 +94,10 @@ class Pages:
             self.pool.copy_pages(sources, taken[:num_shared])
             column_LK[shared_LK] = taken[:num_shared]
             self._discount(sources)
-        new_LKP[missing_LKP] = taken[num_shared:]
+        if count - num_shared == new_LKP.numel():
+            new_LKP.copy_(taken[num_shared:].view(new_LKP.shape))  # a chunk's: in order, without looking for holes
+        else:
+            new_LKP[missing_LKP] = taken[num_shared:]
         self._is_changing = False
 
     def adopt(self, is_live_LKP: Tensor, norms_LKP: Tensor, scores_LHP: Tensor, num_tokens: int) -> PageTable:
@@ -105,6 +132,7 @@ class Pages:
         twin.scores_LHP[..., stop:] = 0
         twin.num_tokens = num_tokens
         self._is_changing = True
+        self._num_forks += 1
         self._watch(twin)
         self._counts_P[twin.ids_LKP[twin.ids_LKP >= 0]] += 1
         self._is_changing = False
@@ -162,11 +190,12 @@ class Pages:
     def _take(self, count: int) -> Tensor:
         """Pages that were used before, the latest first, then new ones."""
         again = min(count, len(self._returned))
-        taken = self._returned[len(self._returned) - again :]
+        # NumPy takes a list in faster than PyTorch does.
+        returned = np.array(self._returned[len(self._returned) - again :], dtype=np.int64)
         del self._returned[len(self._returned) - again :]
-        taken.extend(range(self._num_touched, self._num_touched + count - again))
+        new = torch.arange(self._num_touched, self._num_touched + count - again)
         self._num_touched += count - again
-        ids = torch.tensor(taken, dtype=torch.int64)
+        ids = torch.cat([torch.from_numpy(returned), new])
         self._counts_P[ids] = 1
         return ids
 
@@ -180,6 +209,7 @@ class Pages:
         if not self._is_changing and not self._forgotten:
             return
         self._is_changing = True
+        self._num_forks += 1
         num_forgotten = len(self._forgotten)
         counts_P = torch.zeros_like(self._counts_P)
         self._tables = {table for table in self._tables if table() is not None}

@@ -22,6 +22,8 @@ def penalize_repetition(scores_V: Tensor, ids: Sequence[int], *, penalty: float,
     middle = len(ids) // 2 if slope < 1 else 0
     near = set(ids[middle:])
     for seen, factor in ((near, penalty), (set(ids[:middle]) - near, 1 + (penalty - 1) * slope)):
+        if not seen:
+            continue
         index = _known(scores_V, list(seen))
         chosen = scores_V[index]
         scores_V = scores_V.index_copy(0, index, torch.where(chosen < 0, chosen * factor, chosen / factor))
@@ -75,5 +77,6 @@ def _continued(ids: np.ndarray, breakers: Set[int]) -> dict[int, int]:
 
 
 def _known(scores_V: Tensor, ids: Sequence[int]) -> Tensor:
-    index = torch.tensor(ids, dtype=torch.int64)
-    return index[(index >= 0) & (index < len(scores_V))]
+    # NumPy takes a list in faster than PyTorch does.
+    index = np.array(ids, dtype=np.int64)
+    return torch.from_numpy(index[(index >= 0) & (index < len(scores_V))])

@@ -8,6 +8,7 @@ nothing.
 """
 
 import hashlib
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from epilogue.engine import filters, penalties, temperatures
+from epilogue.engine.guesses import can_guess, guess_token
 from epilogue.engine.mirostat import Mirostat
 from epilogue.engine.sampling_params import NUM_SEEDS, SamplingParams, Stage
 from epilogue.errors import EpilogueError, RequestError
@@ -85,6 +87,15 @@ class Sampler:
             self._mirostat.learn(float(probs_K[place]))
         return int(ids_K[place])
 
+    def guess(self, logits_V: Tensor, history: Sequence[int]) -> Tensor | None:
+        """token_1 on the logits' device, what ``sample`` will most likely say; None where nobody can tell so fast."""
+        if not can_guess(self.params):
+            return None
+        logits_V = logits_V.detach()[: self.num_tokens]
+        recent = history[-self.params.repetition_range_tokens :]
+        seen = [token_id for token_id in recent if 0 <= token_id < len(logits_V)]
+        return guess_token(logits_V, self.params, seen=seen, drawn=_uniform(f"{self.seed}:{len(history)}"))
+
     def probabilities(self, logits_V: Tensor, history: Sequence[int]) -> Tensor:
         """The distribution that ``sample`` draws from, probs_V in fp64 on the CPU; arguments and errors are its own.
 
@@ -129,8 +140,10 @@ class Sampler:
         """Logits of the tokens there are, a copy in fp64 on the CPU."""
         if logits_V.ndim != 1:
             raise ValueError(f"wanted logits of one token, [V], got {tuple(logits_V.shape)}")
-        scores_V = logits_V.detach()[: self.num_tokens].to("cpu", torch.float64, copy=True)
-        if num_bad := int((~scores_V.isfinite()).sum()):
+        # As narrow as they are on the way from a device, wide behind it.
+        scores_V = logits_V.detach()[: self.num_tokens].cpu().to(torch.float64, copy=True)
+        # Of finite numbers a sum may overflow; what is not finite always shows in it, and it is the fastest to ask for.
+        if not math.isfinite(scores_V.sum()) and (num_bad := int((~scores_V.isfinite()).sum())):
             raise EpilogueError(
                 f"{num_bad} of {len(scores_V)} logits after {len(history)} tokens are not finite, so no token can be"
                 " chosen; check the checkpoint's weights, or run it in float32"
@@ -141,7 +154,9 @@ class Sampler:
         for token_id, bias in self._bias.items():
             if 0 <= token_id < len(scores_V):
                 scores_V[token_id] += bias
-        if scores_V.max() == -torch.inf:
+        # The model's own are finite.
+        is_changed = self.params.grammar is not None or bool(self._bias)
+        if is_changed and scores_V.max() == -torch.inf:
             raise RequestError(f"all {len(scores_V)} tokens are banned, so none can be chosen; ban fewer")
         return scores_V
 
@@ -191,6 +206,8 @@ class Sampler:
         if stage == "temperature":
             return self._heated(scores_V)
         if stage == "top_p":
+            if params.top_p < 1 and params.min_p > 0:
+                return filters.keep_top_p_then_min_p(scores_V, top_p=params.top_p, min_p=params.min_p)
             kept_V = filters.keep_top_p(scores_V, top_p=params.top_p) if params.top_p < 1 else scores_V
             return filters.keep_min_p(kept_V, min_p=params.min_p) if params.min_p > 0 else kept_V
         if stage == "top_k" and params.top_k > 0:

@@ -1,6 +1,6 @@
 """One forward pass over several texts: a chunk of the one that is being read, a token of each that is being written."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
 
 import torch
@@ -12,7 +12,17 @@ from epilogue.engine.pages import Pages
 from epilogue.engine.sequence import Sequence
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
-from epilogue.model import MPT, EvictionBounds, KVCache, NativeStep, PageTable, Segment, bookmarks, evictable_from
+from epilogue.model import (
+    MPT,
+    EvictionBounds,
+    KVCache,
+    NativeStep,
+    PageTable,
+    Segment,
+    bookmarks,
+    evictable_from,
+    upload,
+)
 
 
 class Stepper:
@@ -92,7 +102,7 @@ class Stepper:
         if self.native is not None and self.native.can_take(segments):
             return self.native.step(segments, ids)
         cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
-        return self.model.transformer(torch.tensor([ids], device=self.model.device), cache)[0], None
+        return self.model.transformer(upload(torch.tensor([ids]), self.model.device), cache)[0], None
 
     def _decode(self, decoder: Decoder, texts: list[Sequence], segments: list[Segment], ids: list[int]) -> Tensor:
         """A step of one token each."""
@@ -155,13 +165,39 @@ class Stepper:
             text.ahead = list(zip(draft, logits_TV[1:], strict=True))
             text.logits_V = logits_TV[0]
 
+    def run_ahead(self, text: Sequence, guess: Callable[[Tensor, list[int]], Tensor | None]) -> Tensor:
+        """Let the device go on with a guess of a text's next token; the text's logits, wherever they are.
+
+        It does where a decoder takes its steps, the token needs no new page, and another can come behind it.
+
+        Args:
+            text: with ``logits_V``.
+            guess: makes of logits_V and the text a token_1 on the device, or nothing.
+        """
+        logits_V, table = text.logits_V, text.table
+        assert logits_V is not None
+        is_room = table.num_tokens % PAGE_TOKENS and text.num_pending == 0 and self.pages.has_room(table, 1)
+        if self.decoder is None or not is_room or text.num_tokens + 1 == self.most_positions:
+            return logits_V
+        with torch.inference_mode():
+            token_1 = guess(logits_V, text.ids)
+            return logits_V if token_1 is None else self.decoder.run_ahead(table, logits_V, token_1)
+
     def take(self, text: Sequence, token_id: int) -> None:
-        """Put the token that was chosen behind a text; if it was drafted, what comes next is known already.
+        """Put the token that was chosen behind a text; if it was drafted or guessed, what comes next is known already.
 
         After an interruption the text has the token or has it not.
         """
         ahead = text.ahead if text.num_pending == 0 else []
+        before_V = text.logits_V
         text.extend([token_id])
+        if self.decoder is not None and before_V is not None:
+            with torch.inference_mode():
+                logits_V = self.decoder.confirm(Segment(text.table, 1, text.reads), before_V, token_id)
+            if logits_V is not None:
+                self._advance(text, text.num_tokens)
+                text.logits_V = logits_V
+                return
         if ahead and ahead[0][0] == token_id:
             text.num_accepted += 1
             self._advance(text, text.num_tokens)

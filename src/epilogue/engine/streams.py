@@ -51,9 +51,13 @@ class Streams:
                     return
                 while sequence.logits_V is None:
                     self.step(sequence)
+                logits_V = sequence.logits_V
+                # Alone, and not for the last token: nobody waits behind a guess.
+                if left and len(self._texts) == 1 and not self.lookup:
+                    logits_V = self._stepper.run_ahead(sequence, sampler.guess)
                 if on_logits is not None:
-                    on_logits(sequence.logits_V)
-                token_id = sampler.sample(sequence.logits_V, sequence.ids)
+                    on_logits(logits_V)
+                token_id = sampler.sample(logits_V, sequence.ids)
                 if token_id == eos_id:
                     return
                 self._stepper.take(sequence, token_id)

@@ -121,6 +121,8 @@ def measure_speed(
         CapacityError: the longest does not fit with room to write; said before anything is read.
     """
     _check(ids, lengths, new_tokens)
+    # A token is chosen when its logits are there, and what is computed ahead of it then is no part of its time.
+    token_now_s = now_s or time.perf_counter
     now_s = now_s or clock_of(engine.model.device)
     most_tokens = lengths[-1] + _WARM_UP_TOKENS + new_tokens
     _warm_up(engine, ids[: min(lengths[-1], 2 * engine.chunk_tokens)], most_tokens)
@@ -140,7 +142,7 @@ def measure_speed(
                 engine.append(text, ids[done:length], on_progress=on_chunk)
             stretch_s = now_s() - start_s
             read_s += stretch_s
-            yield _row(engine, text, read_s, (length - done) / stretch_s, new_tokens, now_s)
+            yield _row(engine, text, read_s, (length - done) / stretch_s, new_tokens, token_now_s)
             done = length
     finally:
         if text is not None:
@@ -173,19 +175,27 @@ class _Reaches(Reads):
     def __init__(self, num_layers: int, num_heads: int, num_tokens: int) -> None:
         none = Reads.none(num_heads)
         super().__init__(none.visited_H, none.dense_H)
-        self.by_layer = [[0] * num_heads for _ in range(num_layers)]
-        self._num_tokens = num_tokens
-        self._num_calls = 0
+        self._num_layers, self._num_heads, self._num_tokens = num_layers, num_heads, num_tokens
+        self._calls: list[tuple[int, Tensor]] = []
 
     def count(self, visited_H: Tensor, dense: int, omitted_mass: Tensor) -> None:
         """Count one call; the layers call in turn, or one call counts for all of them, which are told their mean."""
         super().count(visited_H, dense, omitted_mass)
-        num_together = min(len(self.by_layer), max(1, round(dense / self._num_tokens)))
-        reaches = (visited_H // num_together).tolist()
-        for layer in range(self._num_calls, self._num_calls + num_together):
-            place = layer % len(self.by_layer)
-            self.by_layer[place] = [max(pair) for pair in zip(self.by_layer[place], reaches, strict=True)]
-        self._num_calls += num_together
+        num_together = min(self._num_layers, max(1, round(dense / self._num_tokens)))
+        # Told later: to ask now would make a GPU wait in the middle of what is timed.
+        self._calls.append((num_together, visited_H // num_together))
+
+    @property
+    def by_layer(self) -> list[list[int]]:
+        """Keys, by layer and head; waits for the device."""
+        most = [[0] * self._num_heads for _ in range(self._num_layers)]
+        layer = 0
+        for num_together, reaches_H in self._calls:
+            reaches = reaches_H.tolist()
+            for _ in range(num_together):
+                most[layer] = [max(pair) for pair in zip(most[layer], reaches, strict=True)]
+                layer = (layer + 1) % self._num_layers
+        return most
 
 
 def _warm_up(engine: Engine, ids: Sequence[int], most_tokens: int) -> None:
@@ -203,6 +213,7 @@ def _row(
     config, stats = engine.model.config, engine.stats()
     reaches = _Reaches(config.n_layers, config.n_heads, text.num_tokens)
     times = _write(engine, text, reaches, _WARM_UP_TOKENS + new_tokens, now_s)
+    reach_tokens = reaches.by_layer
     return SpeedRow(
         num_tokens=text.num_tokens,
         read_s=read_s,
@@ -217,8 +228,8 @@ def _row(
             (text.table.ids_LKP >= 0).sum(dim=(0, 2)).div(config.n_layers * text.table.num_pages).tolist()
         ),
         omitted_mass=stats.omitted_mass,
-        token_bytes=token_bytes(engine, reaches.by_layer),
-        reach_tokens=tuple(map(tuple, reaches.by_layer)),
+        token_bytes=token_bytes(engine, reach_tokens),
+        reach_tokens=tuple(map(tuple, reach_tokens)),
         bytes_held=stats.bytes_held,
         bytes_dense_bf16=stats.bytes_dense_bf16,
     )

@@ -14,6 +14,7 @@ from epilogue.model.linear import QUANTISED_LAYERS, QuantLinear
 from epilogue.model.mpt import MPT, Attention, Transformer
 from epilogue.model.native_step import NativeStep
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
+from epilogue.model.placed_table import upload
 from epilogue.model.quantization import KOBOLD_KEYS, Layout, Quantization
 from epilogue.model.reads import Reads
 from epilogue.model.recompute import Recompute
@@ -68,5 +69,6 @@ __all__ = [
     "run_tokens",
     "unpack_codes",
     "unpack_words",
+    "upload",
     "weight_bytes",
 ]

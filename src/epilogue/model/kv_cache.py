@@ -20,6 +20,7 @@ from epilogue.kernels.reach_decode import runs_natively
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.native_decode import decode_natively
 from epilogue.model.page_pool import PagePool, PageTable
+from epilogue.model.placed_table import PlacedTable, upload
 from epilogue.model.reach import ReachPlan, plan_reach
 from epilogue.model.reads import Reads
 
@@ -54,6 +55,10 @@ class KVCache:
     bounds: EvictionBounds | None = None
     """Kept up with by every page that is written, if pages are to be evicted later."""
     _rows: list[slice] = field(init=False)
+    _placed: dict[int, PlacedTable] = field(init=False, default_factory=dict)
+    """Of segments, by their number, since a layer first asked."""
+    _stops: dict[tuple[int, ...], Tensor] = field(init=False, default_factory=dict)
+    """stop_B of segments that go through one call."""
 
     def __post_init__(self) -> None:
         stops = torch.tensor([0] + [segment.num_tokens for segment in self.segments]).cumsum(0).tolist()
@@ -93,16 +98,29 @@ class KVCache:
             if natively and segment.num_tokens <= MOST_QUERIES:
                 out_RHD[rows] = self._decode_natively(layer, segment, qkv, slopes_H, scale)
             else:
-                plans[i] = self._take_in(layer, segment, *qkv, slopes_H, scale)
+                plans[i] = self._take_in(layer, i, *qkv, slopes_H, scale)
         for indices in self._together(list(plans), backend):
-            parts = [(self.segments[i], plans[i], q_RHD[self._rows[i]]) for i in indices]
-            if backend is None and parts[0][0].num_tokens <= MOST_QUERIES:
-                outs = _decode(self.pool, layer, parts, slopes_H, scale)
+            parts = [(self._place(i), plans[i], q_RHD[self._rows[i]]) for i in indices]
+            if backend is None and self.segments[indices[0]].num_tokens <= MOST_QUERIES:
+                outs = _decode(self.pool, layer, parts, self._stops_of(indices), slopes_H, scale)
             else:
                 outs = [_read(self.pool, layer, *parts[0], slopes_H, scale, backend)]
             for i, out_THD in zip(indices, outs, strict=True):
                 out_RHD[self._rows[i]] = out_THD
         return out_RHD.view_as(q_BTHD)
+
+    def _place(self, i: int) -> PlacedTable:
+        if i not in self._placed:
+            segment, device = self.segments[i], self.pool.keys.data_PWD.device
+            self._placed[i] = PlacedTable.of(segment.table, segment.stop, device)
+        return self._placed[i]
+
+    def _stops_of(self, indices: list[int]) -> Tensor:
+        key = tuple(indices)
+        if key not in self._stops:
+            stops = torch.tensor([self.segments[i].stop for i in indices])
+            self._stops[key] = upload(stops, self.pool.keys.data_PWD.device)
+        return self._stops[key]
 
     def _together(self, indices: list[int], backend: Backend | None) -> list[list[int]]:
         """Segments that go through one call: few tokens, and equally many."""
@@ -126,13 +144,14 @@ class KVCache:
         return decoded.out_THD
 
     def _take_in(
-        self, layer: int, segment: Segment, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, slopes_H: Tensor, scale: float
+        self, layer: int, i: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, slopes_H: Tensor, scale: float
     ) -> ReachPlan:
         """Write new keys and values, bring the bounds of their pages up to date, and plan how far to look back."""
-        table, pool = segment.table, self.pool
+        segment, placed, pool = self.segments[i], self._place(i), self.pool
+        table = segment.table
         first, inside = divmod(table.num_tokens, PAGE_TOKENS)
         stop = -(-segment.stop // PAGE_TOKENS)
-        ids_KP = table.ids_LKP[layer, :, first:stop].to(q_THD.device)
+        ids_KP = placed.ids_LKP[layer, :, first:stop]
         write_pages(pool.keys, k_TKD.transpose(0, 1), ids_KP, inside)
         write_pages(pool.values, v_TKD.transpose(0, 1), ids_KP, inside)
         wide = q_THD.dtype if q_THD.dtype == torch.float64 else torch.float32
@@ -150,7 +169,7 @@ class KVCache:
             epsilon=self.epsilon,
             num_keys=segment.stop,
         )
-        plan = _within(plan, table, layer, self.epsilon)
+        plan = _within(plan, placed.first_live_LK[layer], self.epsilon)
         if segment.reads is not None:
             segment.reads.add(plan)
         return plan
@@ -165,11 +184,10 @@ def _raise_pages(kept_HP: Tensor, new_HT: Tensor, first: int, inside: int) -> No
     kept_HP[:, first : first + new_HP.shape[1]] = new_HP
 
 
-def _within(plan: ReachPlan, table: PageTable, layer: int, epsilon: float) -> ReachPlan:
+def _within(plan: ReachPlan, first_live_K: Tensor, epsilon: float) -> ReachPlan:
     """The plan without the pages that were evicted, of which is certified that they weigh at most epsilon."""
-    heads, kv_heads = len(plan.first_key_HN), table.ids_LKP.shape[1]
-    live_K = table.first_live_K(layer).to(plan.first_key_HN.device)
-    edge_H1 = (live_K * PAGE_TOKENS).repeat_interleave(heads // kv_heads)[:, None]
+    heads, kv_heads = len(plan.first_key_HN), len(first_live_K)
+    edge_H1 = (first_live_K * PAGE_TOKENS).repeat_interleave(heads // kv_heads)[:, None]
     mass_HN = torch.where(plan.first_key_HN < edge_H1, epsilon, plan.omitted_mass_HN)
     return ReachPlan(torch.maximum(plan.first_key_HN, edge_H1), mass_HN, plan.num_keys, plan.num_queries)
 
@@ -177,21 +195,21 @@ def _within(plan: ReachPlan, table: PageTable, layer: int, epsilon: float) -> Re
 def _decode(
     pool: PagePool,
     layer: int,
-    parts: Sequence[tuple[Segment, ReachPlan, Tensor]],
+    parts: Sequence[tuple[PlacedTable, ReachPlan, Tensor]],
+    stop_B: Tensor,
     slopes_H: Tensor,
     scale: float,
 ) -> list[Tensor]:
     """A few tokens each of several sequences, in one call."""
-    device = slopes_H.device
-    width = max(-(-segment.stop // PAGE_TOKENS) for segment, _, _ in parts)
-    ids = [segment.table.ids_LKP[layer] for segment, _, _ in parts]
-    padded = [torch.nn.functional.pad(x[:, :width], (0, width - min(width, x.shape[1])), value=-1) for x in ids]
+    ids = [placed.ids_LKP[layer] for placed, _, _ in parts]
+    width = max(ids_KP.shape[1] for ids_KP in ids)
+    padded = [torch.nn.functional.pad(ids_KP, (0, width - ids_KP.shape[1]), value=-1) for ids_KP in ids]
     out_BTHD = paged_attention(
         torch.stack([q_THD for _, _, q_THD in parts]),
         pool.keys,
         pool.values,
-        torch.stack(padded).to(device, torch.int32),
-        torch.tensor([segment.stop for segment, _, _ in parts], device=device),
+        torch.stack(padded).to(torch.int32),
+        stop_B,
         slopes_H,
         scale=scale,
         first_page_BH=torch.stack([plan.first_key_HN[:, 0] // PAGE_TOKENS for _, plan, _ in parts]),
@@ -199,14 +217,13 @@ def _decode(
     return list(out_BTHD)
 
 
-def _edges(table: PageTable, layer: int, plan: ReachPlan, group: int) -> list[int]:
+def _edges(placed: PlacedTable, layer: int, plan: ReachPlan, group: int) -> list[int]:
     """The first page to gather for each head of keys: the first one visited, or on an accelerator one for all.
 
     There one call for all heads costs less than many, and nobody waits to hear what the plan says.
     """
     if plan.first_key_HN.device.type != "cpu":
-        live_K = table.first_live_K(layer)
-        return [int(live_K.min())] * len(live_K)
+        return [placed.oldest_live_L[layer]] * placed.ids_LKP.shape[1]
     edges: list[int] = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(-1, group).amin(dim=1).tolist()
     return edges
 
@@ -214,7 +231,7 @@ def _edges(table: PageTable, layer: int, plan: ReachPlan, group: int) -> list[in
 def _read(
     pool: PagePool,
     layer: int,
-    segment: Segment,
+    placed: PlacedTable,
     plan: ReachPlan,
     q_THD: Tensor,
     slopes_H: Tensor,
@@ -223,10 +240,9 @@ def _read(
 ) -> Tensor:
     """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
     # Where another head's page was evicted any page does: the plan visits none that is not live.
-    ids_KP = segment.table.ids_LKP[layer].clamp(min=0).to(q_THD.device)
+    ids_KP = placed.ids_LKP[layer].clamp(min=0)
     group = q_THD.shape[1] // len(ids_KP)
-    stop = -(-segment.stop // PAGE_TOKENS)
-    edges = _edges(segment.table, layer, plan, group)
+    edges = _edges(placed, layer, plan, group)
     out_THD = torch.empty_like(q_THD)
     wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
     # Codes become numbers in fp32 at least; only what is stored as bf16 may stay so.
@@ -236,7 +252,7 @@ def _read(
         kv_heads = slice(members[0], members[-1] + 1)
         heads = slice(kv_heads.start * group, kv_heads.stop * group)
         k_KSD, v_KSD = (
-            gather_pages(pages, ids_KP[kv_heads, edge:stop], dtype=gathered)[:, : segment.stop - edge * PAGE_TOKENS]
+            gather_pages(pages, ids_KP[kv_heads, edge:], dtype=gathered)[:, : plan.num_keys - edge * PAGE_TOKENS]
             for pages in (pool.keys, pool.values)
         )
         out_THD[:, heads] = attention(

@@ -8,6 +8,7 @@ changed outside of it, and would not tell when it is changed, which the copies i
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,10 +95,6 @@ class PageTable:
         """Of each layer and head the first page from which on none is missing, up to the newest."""
         return _behind_last_hole(self.ids_LKP[..., : self.num_pages])
 
-    def first_live_K(self, layer: int) -> Tensor:
-        """The same of one layer."""
-        return _behind_last_hole(self.ids_LKP[layer, :, : self.num_pages])
-
     @torch.inference_mode(False)
     def reserve(self, num_tokens: int) -> None:
         """Make room for so many tokens; half as much again, so that a story grows in few steps."""
@@ -118,5 +115,7 @@ class PageTable:
 
 def _behind_last_hole(ids: Tensor) -> Tensor:
     """For ids [..., P], the place behind the last -1; 0 if there is none."""
-    places = torch.arange(1, ids.shape[-1] + 1)
-    return (places * (ids < 0)).amax(dim=-1) if ids.shape[-1] else ids.new_zeros(ids.shape[:-1])
+    is_hole = (ids < 0).flip(-1).numpy()
+    # The first hole from the end, or 0 where there is none: NumPy stops there, and looks at bytes.
+    behind = is_hole.shape[-1] - is_hole.argmax(-1) if is_hole.shape[-1] else 0
+    return torch.from_numpy(np.where(is_hole.any(-1), behind, 0))

@@ -29,6 +29,7 @@ from epilogue.model.config import MPTConfig
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.mpt import MPT
 from epilogue.model.page_pool import PagePool, PageTable
+from epilogue.model.placed_table import upload
 from epilogue.model.reach import plan_tokens, prefix_bounds, prefix_costs, running_norms
 
 
@@ -66,17 +67,15 @@ class TokenTables:
 
     def load(self, slot: int, table: PageTable, head_dim: int) -> None:
         """Copy a table. To be done again whenever its pages change, or the one its next token falls into."""
-        width = table.ids_LKP.shape[2]
-        self.pages_LBKP[:, slot, :, :width] = table.ids_LKP.to(self.pages_LBKP.device, torch.int32)
+        width, device = table.ids_LKP.shape[2], self.pages_LBKP.device
+        self.pages_LBKP[:, slot, :, :width] = upload(table.ids_LKP.to(torch.int32), device)
         self.pages_LBKP[:, slot, :, width:] = -1
-        self.first_live_LBK[:, slot] = table.first_live_LK.to(self.first_live_LBK.device)
+        self.first_live_LBK[:, slot] = upload(table.first_live_LK, device)
         self.running_LBKP[:, slot, :, :width] = running_norms(table.norms_LKP, head_dim)
 
     def set_tokens(self, ids: list[int], num_keys: list[int]) -> None:
         """The next pass's new tokens and lengths, in one copy that nobody waits for."""
-        both_2B = torch.tensor([ids, num_keys])
-        if self.ids_B.is_cuda:
-            both_2B = both_2B.pin_memory().to(self.ids_B.device, non_blocking=True)
+        both_2B = upload(torch.tensor([ids, num_keys]), self.ids_B.device)
         self.ids_B.copy_(both_2B[0])
         self.num_keys_B.copy_(both_2B[1])
 

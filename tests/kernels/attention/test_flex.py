@@ -1,11 +1,13 @@
 """FlexAttention: its block tables say what is causal, and on an accelerator it is as exact as PyTorch's attention."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from epilogue.kernels.attention import attention, flex
+from epilogue.kernels.attention import TILE_TOKENS, attention, flex
 from epilogue.model import alibi_slopes
 from kernels.attention.exactness import assert_as_exact_as_sdpa, random_inputs
 
@@ -78,6 +80,37 @@ def test_blocks_seen_from_the_keys_are_the_same(queries: int, keys: int) -> None
         by_query = listed(getattr(mask, f"{side}kv_num_blocks"), getattr(mask, f"{side}kv_indices"), width)
         by_key = listed(getattr(mask, f"{side}q_num_blocks"), getattr(mask, f"{side}q_indices"), height)
         assert torch.equal(by_query, by_key.T)
+
+
+@each_length
+def test_reading_takes_the_same_blocks_without_the_way_back(queries: int, keys: int) -> None:
+    plan_HN = torch.zeros(3, -(-queries // TILE_TOKENS), dtype=torch.int64)
+    for plan in (None, plan_HN):
+        whole, reading = (
+            flex._blocks(queries, keys, torch.device("cpu"), plan, for_backward=for_backward)[0]
+            for for_backward in (True, False)
+        )
+        assert reading.q_indices is None
+        assert reading.full_q_indices is None
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert torch.equal(getattr(whole, name), getattr(reading, name))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_way_back_is_known_wherever_a_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[BlockMask] = []
+
+    def remembered(*args: Tensor, **kwargs: Any) -> Tensor:
+        masks.append(kwargs["block_mask"])
+        return args[0]
+
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda dynamic: remembered)
+    for place in (0, 1, 2, None):
+        inputs = random_inputs(130, 300, heads=3, dtype=torch.float64)
+        if place is not None:
+            inputs[place].requires_grad_()
+        attention(*inputs, alibi_slopes(3), scale=0.25, backend="flex")
+        assert (masks[-1].q_indices is not None) == (place is not None)
 
 
 @each_length

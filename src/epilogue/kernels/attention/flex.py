@@ -33,14 +33,21 @@ def attention_flex(
     Returns:
         out_BTHD in the dtype of the queries.
     """
-    block_mask, offset = _blocks(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN, document_start_BT)
+    is_training = torch.is_grad_enabled() and q_BTHD.requires_grad
+    block_mask, offset = _blocks(
+        q_BTHD.shape[1],
+        k_BSKD.shape[1],
+        q_BTHD.device,
+        first_key_HN,
+        document_start_BT,
+        for_backward=torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD)),
+    )
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         # Each position becomes a number before they meet: a conversion for a row or a column, not for every pair. Both
         # are whole and exact in fp32, and so is their difference.
         return score + slopes_H[h] * (kv_idx.float() - (q_idx + offset).float())  # type: ignore[no-any-return]
 
-    is_training = torch.is_grad_enabled() and q_BTHD.requires_grad
     out_BHTD = _compiled_flex_attention(dynamic=not is_training)(
         *(x.transpose(1, 2) for x in (q_BTHD, k_BSKD, v_BSKD)),
         score_mod=add_bias,
@@ -72,25 +79,33 @@ def _blocks(
     device: torch.device,
     first_key_HN: Tensor | None,
     document_start_BT: Tensor | None = None,
+    *,
+    for_backward: bool = True,
 ) -> tuple[BlockMask, Tensor]:
-    """The key blocks that every block of queries visits, and the first query's place."""
+    """The key blocks that every block of queries visits, and the first query's place.
+
+    Only the way back asks which queries visit a block of keys: it takes a sort, the most of a mask's time.
+    """
     if first_key_HN is None and document_start_BT is None:
-        return _causal_blocks(num_queries, num_keys, device)
+        return _causal_blocks(num_queries, num_keys, device, for_backward=for_backward)
     rows = -(-num_queries // _BLOCK)
     first_block_HR = torch.zeros(1, rows, dtype=torch.int64, device=device)
     if first_key_HN is not None:
         first_block_HR = (first_key_HN // _BLOCK).repeat_interleave(TILE_TOKENS // _BLOCK, dim=1)[:, :rows]
-    return _block_mask(num_queries, num_keys, first_block_HR[None], document_start_BT)
+    return _block_mask(num_queries, num_keys, first_block_HR[None], document_start_BT, for_backward)
 
 
 @lru_cache(maxsize=32)
-def _causal_blocks(num_queries: int, num_keys: int, device: torch.device) -> tuple[BlockMask, Tensor]:
+def _causal_blocks(
+    num_queries: int, num_keys: int, device: torch.device, *, for_backward: bool = True
+) -> tuple[BlockMask, Tensor]:
     rows = -(-num_queries // _BLOCK)
-    return _block_mask(num_queries, num_keys, torch.zeros(1, 1, rows, dtype=torch.int64, device=device), None)
+    nowhere_BHR = torch.zeros(1, 1, rows, dtype=torch.int64, device=device)
+    return _block_mask(num_queries, num_keys, nowhere_BHR, None, for_backward)
 
 
 def _block_mask(
-    num_queries: int, num_keys: int, first_block_BHR: Tensor, document_start_BT: Tensor | None
+    num_queries: int, num_keys: int, first_block_BHR: Tensor, document_start_BT: Tensor | None, for_backward: bool
 ) -> tuple[BlockMask, Tensor]:
     """For every block of queries: the key blocks all of it sees, and those where a mask decides pair by pair.
 
@@ -118,7 +133,8 @@ def _block_mask(
         column_S < num_begun_BHR[..., None], first_block_BHR[..., None], gap_BHR[..., None]
     )
     full_BHRS = first_full_BHR[..., None] + column_S
-    shift = torch.tensor(offset, dtype=torch.int32, device=device)
+    # Filled there: a number that is sent from the host waits for all that the device was given before.
+    shift = torch.full((), offset, dtype=torch.int32, device=device)
 
     def table(x: Tensor) -> Tensor:
         return x.to(torch.int32).contiguous()
@@ -131,6 +147,7 @@ def _block_mask(
         BLOCK_SIZE=_BLOCK,
         mask_mod=_mask(shift, document_start_BT),
         seq_lengths=(num_queries, num_keys),
+        compute_q_blocks=for_backward,
     )
     return blocks, shift
 
