@@ -188,7 +188,7 @@ def _within(plan: ReachPlan, first_live_K: Tensor, epsilon: float) -> ReachPlan:
     """The plan without the pages that were evicted, of which is certified that they weigh at most epsilon."""
     heads, kv_heads = len(plan.first_key_HN), len(first_live_K)
     edge_H1 = (first_live_K * PAGE_TOKENS).repeat_interleave(heads // kv_heads)[:, None]
-    mass_HN = torch.where(plan.first_key_HN < edge_H1, epsilon, plan.omitted_mass_HN)
+    mass_HN = plan.omitted_mass_HN.masked_fill(plan.first_key_HN < edge_H1, epsilon)
     return ReachPlan(torch.maximum(plan.first_key_HN, edge_H1), mass_HN, plan.num_keys, plan.num_queries)
 
 
