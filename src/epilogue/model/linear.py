@@ -1,13 +1,13 @@
 """The linear layers of a block, dense or quantised: which of the two is the config's to say."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from epilogue.kernels.few_row_linear import few_row_linear
-from epilogue.kernels.quant_linear import QuantWeight, dense, num_groups, quant_linear
+from epilogue.kernels.quant_linear import NO_ENDING, Ending, QuantWeight, dense, finish, num_groups, quant_linear
 from epilogue.model.quantization import Quantization
 
 QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj")
@@ -102,10 +102,14 @@ class QuantLinear(nn.Module):
         """weight_OI as it is used, made anew: a dense matrix in the model's dtype."""
         return dense(self.quant_weight, dtype=self._like.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As ``Linear``."""
-        out: Tensor = quant_linear(x.flatten(0, -2), self.quant_weight).view(*x.shape[:-1], self.out_features)
-        return _adapted(self.adapter, x, out if self.bias is None else out + self.bias)
+    def forward(self, x: Tensor, ending: Ending = NO_ENDING) -> Tensor:
+        """As ``Linear``, and what is done with that."""
+        is_last = self.bias is None and self.adapter is None
+        rows = quant_linear(x.flatten(0, -2), self.quant_weight, ending=_of_rows(ending) if is_last else NO_ENDING)
+        out = rows.view(*x.shape[:-1], self.out_features)
+        if is_last:
+            return out
+        return finish(_adapted(self.adapter, x, out if self.bias is None else out + self.bias), ending)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
         """Follow the model to its device; scales keep their dtype, and the bias and ``_like`` take the model's."""
@@ -115,6 +119,17 @@ class QuantLinear(nn.Module):
         if self.scales_OG.dtype != dtype:
             self.scales_OG = scales_OG.to(self.scales_OG.device)
         return self
+
+
+def end_linear(layer: nn.Module, x: Tensor, ending: Ending) -> Tensor:
+    """A layer, which may be anybody's, and what is done with its product."""
+    if isinstance(layer, QuantLinear):
+        return layer(x, ending)  # type: ignore[no-any-return]
+    return finish(layer(x), ending)
+
+
+def _of_rows(ending: Ending) -> Ending:
+    return ending if ending.onto_RO is None else replace(ending, onto_RO=ending.onto_RO.flatten(0, -2))
 
 
 def _adapted(adapter: nn.Module | None, x: Tensor, out: Tensor) -> Tensor:

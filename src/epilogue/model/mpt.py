@@ -17,9 +17,10 @@ from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
 from epilogue.kernels.few_row_norm import few_row_norm
 from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
+from epilogue.kernels.quant_linear import NO_ENDING, Ending
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
-from epilogue.model.linear import Linear, NarrowCopy, make_linear
+from epilogue.model.linear import Linear, NarrowCopy, end_linear, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 from epilogue.model.recompute import BlockParts, Recompute, run_block
@@ -102,9 +103,16 @@ class Attention(nn.Module):
         self.slopes_H = self.make_slopes(self.slopes_H.device)
         return self
 
-    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        cache: Lookback | None,
+        document_start_BT: Tensor | None = None,
+        *,
+        ending: Ending = NO_ENDING,
+    ) -> Tensor:
         """Attend from every token to itself and all before it, or all of its document."""
-        return self.out_proj(self.mix(x_BTC, cache, document_start_BT))  # type: ignore[no-any-return]
+        return end_linear(self.out_proj, self.mix(x_BTC, cache, document_start_BT), ending)
 
     def mix(self, x_BTC: Tensor, cache: Lookback | None = None, document_start_BT: Tensor | None = None) -> Tensor:
         """What the heads have gathered, as x_BTC, before it is projected."""
@@ -133,9 +141,7 @@ class Attention(nn.Module):
 
     def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped and normed as the config says."""
-        qkv = self.Wqkv(x_BTC)
-        if self.clip_qkv is not None:
-            qkv = qkv.clamp(-self.clip_qkv, self.clip_qkv)
+        qkv = end_linear(self.Wqkv, x_BTC, Ending(clip=self.clip_qkv))
         kv_width = self.kv_n_heads * self.head_dim
         q, k, v = qkv.split([self.n_heads * self.head_dim, kv_width, kv_width], dim=-1)
         if self.norms_over_heads:
@@ -156,9 +162,9 @@ class FeedForward(nn.Module):
         self.up_proj = make_linear(config.d_model, config.ffn_width, quantization=kind, bias=bias)
         self.down_proj = make_linear(config.ffn_width, config.d_model, quantization=kind, bias=bias)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, *, ending: Ending = NO_ENDING) -> Tensor:
         """Transform every token by itself."""
-        return self.down_proj(self.widen(x_BTC))  # type: ignore[no-any-return]
+        return end_linear(self.down_proj, self.widen(x_BTC), ending)
 
     def widen(self, x_BTC: Tensor) -> Tensor:
         """x_BTF, what comes before the way down."""
@@ -181,8 +187,11 @@ class Block(nn.Module):
         """One layer."""
         if self.recompute is not None and cache is None and torch.is_grad_enabled():
             return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
-        x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
-        return self._feed(x_BTC)
+        if self.training:
+            x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
+            return self._feed(x_BTC)
+        x_BTC = self.attn(self.norm_1(x_BTC), cache, document_start_BT, ending=Ending(onto_RO=x_BTC))
+        return self.ffn(self.norm_2(x_BTC), ending=Ending(onto_RO=x_BTC))  # type: ignore[no-any-return]
 
     def _feed(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ ROW_CASES = [(4096, 4, 1, 8, 4), (16384, 4, 1, 4, 16), (4096, 8, 4, 4, 8)]
 
 
 def compile_for(capability: int, kernel: Any, dtypes: dict[str, str], constants: dict[str, Any], num_warps: int) -> Any:
-    types = {"x_ptr": f"*{dtypes['x']}", "out_ptr": f"*{dtypes['out']}", "order_ptr": "*i32"}
+    types = {"x_ptr": f"*{dtypes['x']}", "out_ptr": f"*{dtypes['out']}", "order_ptr": "*i32", "onto_ptr": "*bf16"}
     types |= {"codes_ptr": "*u8", "scale_ptr": "*fp16", "zero_ptr": "*i16"}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
@@ -42,7 +42,8 @@ def compile_row(capabilities: list[int]) -> None:
     for capability, (inputs, bits, rows, block, num_warps) in itertools.product(capabilities, ROW_CASES):
         constants = {
             "INPUTS": inputs, "GROUP": 128, "BITS": bits, "HAS_ORDER": rows > 1, "ROWS": rows, "BLOCK_O": block,
-            "BLOCK_L": inputs * bits // 128, "TILES": 2, "IS_EARLY": capability >= 90, "IS_COMPILED": True,
+            "BLOCK_L": inputs * bits // 128, "TILES": 2,
+            "CLIP": 6.0, "HAS_ONTO": rows > 1, "IS_EARLY": capability >= 90, "IS_COMPILED": True,
         }  # fmt: skip
         compiled = compile_for(capability, row_kernel, {"x": "bf16", "out": "bf16"}, constants, num_warps)
         # What it is fast by: 16 bytes of codes in one instruction.

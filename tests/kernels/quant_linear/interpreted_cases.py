@@ -7,7 +7,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from epilogue.kernels.quant_linear import dense, pack_codes, quant_linear, unpack_codes
+from epilogue.kernels.quant_linear import Ending, dense, finish, pack_codes, quant_linear, unpack_codes
 from epilogue.kernels.quant_linear.row import Launch, quant_linear_row
 from kernels.quant_linear.exactness import assert_as_exact_as_pytorch
 from kernels.quant_linear.weights import random_weight
@@ -65,6 +65,19 @@ def stays_within_its_bound() -> None:
     assert ((quant_linear(x_RI, weight, backend="row").double() - truth).abs() <= rounding).all()
 
 
+def rounds_once_behind_its_ending() -> None:
+    weight = random_weight(20, 128, group_size=128)
+    x_RI, onto_RO = torch.randn(2, 128).bfloat16(), torch.randn(20, 2).bfloat16().T
+    product_RO = quant_linear(x_RI.double(), weight, backend="reference")
+    clip = float(product_RO.abs().median())
+    for ending in (Ending(clip=clip), Ending(onto_RO=onto_RO), Ending(clip=clip, onto_RO=onto_RO)):
+        truth = finish(product_RO, replace(ending, onto_RO=None if ending.onto_RO is None else onto_RO.double()))
+        out_RO = quant_linear(x_RI, weight, ending=ending, backend="row").double()
+        assert ((out_RO - truth).abs() <= 2**-8 * truth.abs() + 2**-15 * product_RO.abs().max()).all()
+    x_RI[1] = float("nan")
+    assert quant_linear(x_RI, weight, ending=Ending(clip=clip), backend="row")[1].isnan().all()
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
@@ -75,6 +88,7 @@ def main() -> None:
     run_row()
     keeps_what_is_not_finite()
     stays_within_its_bound()
+    rounds_once_behind_its_ending()
     print("done")
 
 

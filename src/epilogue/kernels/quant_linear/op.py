@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from epilogue.kernels.extension import native_is_available
+from epilogue.kernels.quant_linear.ending import NO_ENDING, Ending, finish
 from epilogue.kernels.quant_linear.gradient import through_frozen
 from epilogue.kernels.quant_linear.packing import QuantWeight, num_groups
 
@@ -21,12 +22,15 @@ MOST_ROW_NUMBERS = 65536
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None = None) -> Tensor:
-    """out_RO = x_RI @ weight_OI.T, the weight being scale * (code - zero point).
+def quant_linear(
+    x_RI: Tensor, weight: QuantWeight, *, ending: Ending = NO_ENDING, backend: Backend | None = None
+) -> Tensor:
+    """out_RO = x_RI @ weight_OI.T, the weight being scale * (code - zero point), and what is done with that.
 
     Args:
         x_RI: rows of inputs in the layer's own order; float32, bfloat16, float16 or float64.
         weight: on the same device.
+        ending: ``row`` rounds once, behind it; the others before it too.
         backend: chosen by device and shape if None.
 
     Returns:
@@ -43,10 +47,13 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
         )
     if x_RI.device != weight.codes_OI.device:
         raise ValueError(f"rows are on {x_RI.device} and the weight on {weight.codes_OI.device}; use one device")
-    run = _load(backend or _choose(x_RI, weight))
-    if torch.is_grad_enabled() and x_RI.requires_grad:
-        return through_frozen(run, x_RI, weight)
-    return run(x_RI, weight)
+    name = backend or _choose(x_RI, weight)
+    run = _load(name)
+    if torch.is_grad_enabled() and (x_RI.requires_grad or ending.requires_grad):
+        return finish(through_frozen(run, x_RI, weight), ending)
+    if name == "row":
+        return run(x_RI, weight, ending=ending)
+    return finish(run(x_RI, weight), ending)
 
 
 def _choose(x_RI: Tensor, weight: QuantWeight) -> Backend:
@@ -69,10 +76,10 @@ def _suits_row(x_RI: Tensor, weight: QuantWeight) -> bool:
     return is_few and has_whole_words and has_wide_groups and x_RI.dtype in (torch.bfloat16, torch.float16)
 
 
-def _load(backend: Backend) -> Callable[[Tensor, QuantWeight], Tensor]:
+def _load(backend: Backend) -> Callable[..., Tensor]:
     """Loaded when first called: some backends need what a machine may lack."""
     module = import_module(f"epilogue.kernels.quant_linear.{backend}")
-    return cast(Callable[[Tensor, QuantWeight], Tensor], getattr(module, f"quant_linear_{backend}"))
+    return cast(Callable[..., Tensor], getattr(module, f"quant_linear_{backend}"))
 
 
 def check_weight(weight: QuantWeight) -> None:

@@ -7,6 +7,7 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from epilogue.kernels.early_launch import allows_early_launch
+from epilogue.kernels.quant_linear.ending import NO_ENDING, Ending
 from epilogue.kernels.quant_linear.packing import QuantWeight
 from epilogue.kernels.quant_linear.row_kernels import row_kernel
 
@@ -31,7 +32,9 @@ def launch_for(rows: int, outputs: int, inputs: int, bits: int) -> Launch:
     return Launch(block_outputs, max(1, min(4, outputs // (512 * block_outputs))), num_warps)
 
 
-def quant_linear_row(x_RI: Tensor, weight: QuantWeight, *, launch: Launch | None = None) -> Tensor:
+def quant_linear_row(
+    x_RI: Tensor, weight: QuantWeight, *, ending: Ending = NO_ENDING, launch: Launch | None = None
+) -> Tensor:
     """out_RO in the dtype of the inputs, bf16 or fp16; no weight is rounded, and sums over 16 bytes of codes are exact.
 
     Inputs are taken in steps of 2^-15 to 2^-14 of the largest of the 32 (of 8-bit codes: 16) that stand together.
@@ -41,13 +44,16 @@ def quant_linear_row(x_RI: Tensor, weight: QuantWeight, *, launch: Launch | None
     # Triton's interpreter, which alone brings this file to the CPU, cuts what it ought to round to bf16.
     stored = x_RI.dtype if x_RI.is_cuda else torch.float32
     out_RO = torch.empty(len(x_RI), outputs, dtype=stored, device=x_RI.device)
+    onto_RO = None if ending.onto_RO is None else ending.onto_RO.contiguous()
     early = {"launch_pdl": True} if launch.is_early and allows_early_launch(x_RI.device) else {}
     row_kernel[(triton.cdiv(outputs, launch.block_outputs * launch.tiles),)](
         x_RI, weight.codes_OI.contiguous(), weight.scales_OG.contiguous(), weight.zeros_OG.contiguous(),
-        weight.zeros_OG if weight.order_I is None else weight.order_I.contiguous(), out_RO, outputs,
+        weight.zeros_OG if weight.order_I is None else weight.order_I.contiguous(),
+        out_RO if onto_RO is None else onto_RO, out_RO, outputs,
         INPUTS=inputs, GROUP=weight.group_size, BITS=bits, HAS_ORDER=weight.order_I is not None, ROWS=len(x_RI),
-        BLOCK_O=launch.block_outputs, BLOCK_L=_lanes(inputs, bits), TILES=launch.tiles, IS_EARLY=bool(early),
-        IS_COMPILED=x_RI.is_cuda, num_warps=launch.num_warps, **early,
+        BLOCK_O=launch.block_outputs, BLOCK_L=_lanes(inputs, bits), TILES=launch.tiles,
+        CLIP=ending.clip, HAS_ONTO=onto_RO is not None,
+        IS_EARLY=bool(early), IS_COMPILED=x_RI.is_cuda, num_warps=launch.num_warps, **early,
     )  # fmt: skip
     return out_RO.to(x_RI.dtype)
 

@@ -123,8 +123,9 @@ def _tile(
 
 @triton.jit
 def _multiply(
-    tile, rows, out_ptr, first_output, stop, outputs,
-    BITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr, IS_COMPILED: tl.constexpr,
+    tile, rows, onto_ptr, out_ptr, first_output, stop, outputs,
+    BITS: tl.constexpr, ROWS: tl.constexpr, BLOCK_O: tl.constexpr,
+    CLIP: tl.constexpr, HAS_ONTO: tl.constexpr, IS_COMPILED: tl.constexpr,
 ):  # fmt: skip
     """A tile with every row."""
     codes_LOW, scale_LO, zero_LO = tile
@@ -133,15 +134,19 @@ def _multiply(
         step_L1, sum_L1, low, high = rows[r]
         steps_LO = _dot(codes_LOW, low, high, BITS, IS_COMPILED) - zero_LO.to(tl.int32) * sum_L1
         out_O = tl.sum(steps_LO.to(tl.float32) * scale_LO.to(tl.float32) * step_L1, 0)
+        if CLIP is not None:
+            out_O = tl.clamp(out_O, -CLIP, CLIP, propagate_nan=tl.PropagateNan.ALL)
+        if HAS_ONTO:
+            out_O += tl.load(onto_ptr + r * outputs + outputs_O, mask=outputs_O < stop, other=0.0).to(tl.float32)
         tl.store(out_ptr + r * outputs + outputs_O, out_O.to(out_ptr.dtype.element_ty), mask=outputs_O < stop)
 
 
 @triton.jit
 def row_kernel(
-    x_ptr, codes_ptr, scale_ptr, zero_ptr, order_ptr, out_ptr, outputs,
+    x_ptr, codes_ptr, scale_ptr, zero_ptr, order_ptr, onto_ptr, out_ptr, outputs,
     INPUTS: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr, HAS_ORDER: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_L: tl.constexpr, TILES: tl.constexpr, IS_EARLY: tl.constexpr,
-    IS_COMPILED: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_L: tl.constexpr, TILES: tl.constexpr, CLIP: tl.constexpr,
+    HAS_ONTO: tl.constexpr, IS_EARLY: tl.constexpr, IS_COMPILED: tl.constexpr,
 ):  # fmt: skip
     """One program: TILES tiles of BLOCK_O outputs of every row."""
     first = tl.program_id(0) * (BLOCK_O * TILES)
@@ -159,5 +164,8 @@ def row_kernel(
     for i in range(TILES):
         start = first + i * BLOCK_O
         next_tile = _tile(codes_ptr, scale_ptr, zero_ptr, start + BLOCK_O, stop, INPUTS, GROUP, BITS, BLOCK_O, BLOCK_L)
-        _multiply(tile, rows, out_ptr, start, stop, outputs, BITS, ROWS, BLOCK_O, IS_COMPILED)
+        _multiply(
+            tile, rows, onto_ptr, out_ptr, start, stop, outputs, BITS, ROWS, BLOCK_O, CLIP, HAS_ONTO,
+            IS_COMPILED,
+        )  # fmt: skip
         tile = next_tile
