@@ -1,7 +1,6 @@
 """Causal ALiBi attention on an accelerator by FlexAttention: prefill and training, forward and backward.
 
-The bias is fp32 arithmetic on positions inside the kernel; the block mask is written down directly from the causal
-geometry, without evaluating a mask over T by S.
+The bias is fp32 arithmetic on positions inside the kernel.
 """
 
 from collections.abc import Callable
@@ -12,9 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from epilogue.kernels.attention.tiles import TILE_TOKENS
-
-_BLOCK = 128
+from epilogue.kernels.attention.block_tables import BLOCK_TOKENS, BlockTables
 
 
 @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
@@ -88,77 +85,37 @@ def _blocks(
     """
     if first_key_HN is None and document_start_BT is None:
         return _causal_blocks(num_queries, num_keys, device, for_backward=for_backward)
-    rows = -(-num_queries // _BLOCK)
-    first_block_HR = torch.zeros(1, rows, dtype=torch.int64, device=device)
-    if first_key_HN is not None:
-        first_block_HR = (first_key_HN // _BLOCK).repeat_interleave(TILE_TOKENS // _BLOCK, dim=1)[:, :rows]
-    return _block_mask(num_queries, num_keys, first_block_HR[None], document_start_BT, for_backward)
+    tables = BlockTables.of(num_queries, num_keys, device, first_key_HN, document_start_BT)
+    return _block_mask(num_queries, num_keys, tables, document_start_BT, for_backward)
 
 
 @lru_cache(maxsize=32)
 def _causal_blocks(
     num_queries: int, num_keys: int, device: torch.device, *, for_backward: bool = True
 ) -> tuple[BlockMask, Tensor]:
-    rows = -(-num_queries // _BLOCK)
-    nowhere_BHR = torch.zeros(1, 1, rows, dtype=torch.int64, device=device)
-    return _block_mask(num_queries, num_keys, nowhere_BHR, None, for_backward)
+    return _block_mask(num_queries, num_keys, BlockTables.of(num_queries, num_keys, device), None, for_backward)
 
 
 def _block_mask(
-    num_queries: int, num_keys: int, first_block_BHR: Tensor, document_start_BT: Tensor | None, for_backward: bool
+    num_queries: int, num_keys: int, tables: BlockTables, document_start_BT: Tensor | None, for_backward: bool
 ) -> tuple[BlockMask, Tensor]:
-    """For every block of queries: the key blocks all of it sees, and those where a mask decides pair by pair.
+    """The tables as FlexAttention takes them.
 
-    From left to right: blocks where documents of these queries begin (masked), blocks all see, blocks on the diagonal
-    (masked). The first query's place is a tensor, not a number: a number would be compiled in, and every chunk of a
-    book has another one.
+    The first query's place is a tensor, not a number: a number would be compiled in, and every chunk of a book has
+    another one. It is filled there: what is sent from the host waits for all that the device was given before.
     """
-    device, offset = first_block_BHR.device, num_keys - num_queries
-    rows, columns = first_block_BHR.shape[-1], -(-num_keys // _BLOCK)
-    first_R = offset + _BLOCK * torch.arange(rows, device=device)
-    last_R = torch.clamp(first_R + _BLOCK - 1, max=num_keys - 1)
-    past_full_R = torch.div(first_R + 1, _BLOCK, rounding_mode="floor")
-    past_seen_R = torch.div(last_R, _BLOCK, rounding_mode="floor") + 1
-    first_full_BHR = first_block_BHR
-    if document_start_BT is not None:
-        oldest_B1R, newest_B1R = _document_edges(document_start_BT, rows)
-        first_block_BHR = torch.maximum(first_block_BHR, oldest_B1R // _BLOCK)
-        first_full_BHR = torch.maximum(first_block_BHR, -(-newest_B1R // _BLOCK))
-    first_full_BHR = torch.minimum(first_full_BHR, past_full_R)
-
-    column_S = torch.arange(columns, device=device)
-    num_begun_BHR = first_full_BHR - first_block_BHR
-    gap_BHR = past_full_R - num_begun_BHR
-    masked_BHRS = column_S + torch.where(
-        column_S < num_begun_BHR[..., None], first_block_BHR[..., None], gap_BHR[..., None]
-    )
-    full_BHRS = first_full_BHR[..., None] + column_S
-    # Filled there: a number that is sent from the host waits for all that the device was given before.
-    shift = torch.full((), offset, dtype=torch.int32, device=device)
-
-    def table(x: Tensor) -> Tensor:
-        return x.to(torch.int32).contiguous()
-
+    shift = torch.full((), num_keys - num_queries, dtype=torch.int32, device=tables.full_BHRS.device)
     blocks = BlockMask.from_kv_blocks(
-        table(num_begun_BHR + past_seen_R - past_full_R),
-        table(masked_BHRS.clamp(max=columns - 1)),
-        table(past_full_R - first_full_BHR),
-        table(full_BHRS.clamp(max=columns - 1)),
-        BLOCK_SIZE=_BLOCK,
+        tables.num_masked_BHR,
+        tables.masked_BHRS,
+        tables.num_full_BHR,
+        tables.full_BHRS,
+        BLOCK_SIZE=BLOCK_TOKENS,
         mask_mod=_mask(shift, document_start_BT),
         seq_lengths=(num_queries, num_keys),
         compute_q_blocks=for_backward,
     )
     return blocks, shift
-
-
-def _document_edges(document_start_BT: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Of every block of queries the oldest and the newest start of a document, as [B, 1, R]."""
-    missing = rows * _BLOCK - document_start_BT.shape[1]
-    # The last query stands in for those that are not there.
-    filled_BT = torch.cat([document_start_BT, document_start_BT[:, -1:].expand(-1, missing)], dim=1)
-    start_B1RM = filled_BT.view(len(filled_BT), 1, rows, _BLOCK)
-    return start_B1RM.amin(dim=-1), start_B1RM.amax(dim=-1)
 
 
 def _mask(shift: Tensor, document_start_BT: Tensor | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

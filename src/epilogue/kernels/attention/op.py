@@ -8,14 +8,16 @@ from torch import Tensor
 
 from epilogue.kernels.attention.cpu import attention_cpu
 from epilogue.kernels.attention.flex import attention_flex
+from epilogue.kernels.attention.hopper import attention_hopper, can_attend
 from epilogue.kernels.attention.reference import attention_reference
 from epilogue.kernels.attention.tiles import TILE_TOKENS
 
-Backend = Literal["reference", "cpu", "flex"]
+Backend = Literal["reference", "cpu", "flex", "hopper"]
 _BACKENDS: dict[Backend, Callable[..., Tensor]] = {
     "reference": attention_reference,
     "cpu": attention_cpu,
     "flex": attention_flex,
+    "hopper": attention_hopper,
 }
 # Up to this many queries an accelerator does better with two plain products than with a compiled tile kernel.
 _FEW_QUERIES = 16
@@ -58,17 +60,17 @@ def attention(
     _check(q_BTHD, k_BSKD, v_BSKD, slopes_H)
     _check_plan(q_BTHD, first_key_HN)
     _check_documents(q_BTHD, document_start_BT)
-    run = _BACKENDS[backend or _choose(q_BTHD)]
+    run = _BACKENDS[backend or _choose(q_BTHD, k_BSKD, v_BSKD, document_start_BT)]
     return run(
         q_BTHD, k_BSKD, v_BSKD, slopes_H, scale=scale, first_key_HN=first_key_HN, document_start_BT=document_start_BT
     )
 
 
-def _choose(q_BTHD: Tensor) -> Backend:
+def _choose(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT: Tensor | None) -> Backend:
     if q_BTHD.device.type == "cpu":
         return "cpu"
     if q_BTHD.device.type == "cuda" and q_BTHD.shape[1] > _FEW_QUERIES and q_BTHD.dtype != torch.float64:
-        return "flex"
+        return "hopper" if can_attend(q_BTHD, k_BSKD, v_BSKD, document_start_BT) else "flex"
     return "reference"
 
 

@@ -1,0 +1,111 @@
+"""Causal ALiBi attention for reading on a Hopper GPU: FlashAttention 4's kernel under our bias and block tables.
+
+Twice as fast as FlexAttention there (benchmarks/results), forward only, and an extra (``epilogue[flash]``): where it is
+not installed, FlexAttention reads too.
+"""
+
+import logging
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from epilogue.kernels.attention.block_tables import BLOCK_TOKENS, BlockTables
+
+_MOST_HEADS = 128
+"""Slopes are arguments of the kernel, a number a head."""
+_slopes_seen = WeakTensorKeyDictionary()
+_log = logging.getLogger("epilogue.kernels")
+
+
+def can_attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT: Tensor | None) -> bool:
+    """Whether this kernel is here and made for such a call."""
+    is_training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD))
+    return (
+        q_BTHD.device.type == "cuda"
+        and document_start_BT is None
+        and q_BTHD.dtype in (torch.bfloat16, torch.float16)
+        and q_BTHD.shape[2] <= _MOST_HEADS
+        and q_BTHD.shape[3] in range(8, 129, 8)
+        and not is_training
+        and torch.cuda.get_device_capability(q_BTHD.device)[0] == 9
+        and is_installed()
+    )
+
+
+@lru_cache(maxsize=1)
+def is_installed() -> bool:
+    """Whether FlashAttention 4 can be imported; one that is there and cannot is told of once."""
+    try:
+        import flash_attn.cute.interface  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name in ("flash_attn", "flash_attn.cute"):
+            return False
+        _log.warning("FlashAttention 4 is installed but %s is missing; FlexAttention reads instead", error.name)
+        return False
+    except (ImportError, AttributeError) as error:
+        _log.warning("FlashAttention 4 is installed but cannot be imported (%s); FlexAttention reads instead", error)
+        return False
+    return True
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def attention_hopper(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    slopes_H: Tensor,
+    *,
+    scale: float,
+    first_key_HN: Tensor | None = None,
+    document_start_BT: Tensor | None = None,
+) -> Tensor:
+    """Attention in O(B*T*H*D) memory beyond its inputs. Compiled once a head shape.
+
+    Returns:
+        out_BTHD in the dtype of the queries.
+
+    Raises:
+        ValueError: sequences are packed out of documents.
+        ImportError: FlashAttention 4 is not installed.
+    """
+    if document_start_BT is not None:
+        raise ValueError("the Hopper kernel reads one document a sequence, got packed ones; flex takes them")
+
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    from epilogue.kernels.attention.hopper_scores import add_bias, is_causal
+
+    tables = BlockTables.of(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN)
+    out_BTHD: Tensor = _flash_attn_fwd(
+        q_BTHD,
+        k_BSKD,
+        v_BSKD,
+        softmax_scale=scale,
+        score_mod=add_bias,
+        mask_mod=is_causal,
+        block_sparse_tensors=BlockSparseTensorsTorch(
+            tables.num_masked_BHR,
+            tables.masked_BHRS,
+            tables.num_full_BHR,
+            tables.full_BHRS,
+            block_size=(BLOCK_TOKENS, BLOCK_TOKENS),
+        ),
+        aux_scalars=_numbers(slopes_H),
+        pack_gqa=False,
+    )[0]
+    return out_BTHD
+
+
+def _numbers(slopes_H: Tensor) -> tuple[object, ...]:
+    """The slopes as the kernel's arguments; asked of the device once, since asking waits for all it has to do."""
+    from cutlass import Float32
+
+    version = None if slopes_H.is_inference() else slopes_H._version  # the former count no changes
+    seen, numbers = _slopes_seen.get(slopes_H, (None, ()))
+    if version is None or seen != version:
+        numbers = tuple(Float32(slope) for slope in slopes_H.tolist())
+        _slopes_seen[slopes_H] = (version, numbers)
+    return tuple(numbers)
