@@ -1,15 +1,17 @@
 """Adapters learn beside frozen weights, dense and in 4 bits; a run of them is gone on with, and merged."""
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from epilogue.checkpoint import load_checkpoint, merge_adapter, save_checkpoint
-from epilogue.data import Shards
+from epilogue.data import Batch, Shards
 from epilogue.errors import CheckpointError, RecipeError
 from epilogue.model import MPT, NAMED_SIZES, QuantLinear
 from epilogue.quant import HeldOut, Job, Scheme, quantise_checkpoint
@@ -59,7 +61,10 @@ def test_only_adapters_learn(shards: Path, tmp_path: Path, start: Path, kind: st
     for name, before in frozen.items():
         assert torch.equal(trainer.model.state_dict()[name], before), name
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
-    assert sum(file.stat().st_size for file in newest.glob("*.safetensors")) < 60_000, "the base is not saved again"
+    assert (newest / "adapter_model.safetensors").stat().st_size < 60_000
+    saved = [name for file in newest.glob("*.safetensors") for name in load_file(file)]
+    assert saved
+    assert all("adapter" in name or "lora_" in name for name in saved), "the base is not saved again"
 
     merge_adapter(newest, tmp_path / "merged", dtype=torch.float32)
     merged = load_checkpoint(tmp_path / "merged")
@@ -126,3 +131,25 @@ def test_adapters_of_another_rank_are_refused(shards: Path, tmp_path: Path, star
     Trainer(recipe).run()
     with pytest.raises(CheckpointError, match="adapters of rank 4 and alpha 8, and the model others"):
         Trainer(replace(recipe, lora=LoraRecipe(rank=2, alpha=8)))
+
+
+def test_a_run_that_has_done_nothing_yet_can_be_gone_on_with(
+    shards: Path, tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no moments then, and nothing else to save beside the adapters."""
+    recipe = recipe_for(shards, tmp_path / "cut", start / "quantised", steps=2)
+    trainer = Trainer(recipe)
+    real = trainer._train_step
+
+    def train_step(batch: Batch) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return real(batch)
+
+    monkeypatch.setattr(trainer, "_train_step", train_step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert (tmp_path / "cut/step-0000000/adapter_model.safetensors").is_file()
+    cut, whole = Trainer(recipe), Trainer(replace(recipe, out=str(tmp_path / "whole")))
+    cut.run()
+    whole.run()
+    assert_same_state(state_of(cut), state_of(whole))
