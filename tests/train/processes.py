@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import signal
 import traceback
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["torch", "torch._dynamo", "epilogue.train", "train.processes"])
 
 
-def start(work: Callable[..., Any], *arguments: Any) -> Any:
+def begin(work: Callable[..., Any], *arguments: Any) -> Any:
     """A process of its own that does this, begun; it can be killed."""
     process = _forks.Process(target=_alone, args=(work, arguments))
     process.start()
@@ -59,6 +60,7 @@ def _alone(work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
 
 
 def _be_strict() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background ignores it
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

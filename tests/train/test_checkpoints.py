@@ -1,7 +1,9 @@
 """Steps of a run that is killed, and steps that go from some processes to others."""
 
 import os
+import runpy
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +14,21 @@ import torch
 from torch import Tensor
 
 from epilogue.checkpoint import load_checkpoint
-from epilogue.cli.main import main
-from epilogue.train import Progress, Recipe, Trainer, checkpoints
+from epilogue.train import OptimizerRecipe, ParallelRecipe, Progress, Recipe, Trainer, checkpoints
 from epilogue.train.checkpoints import _StepWriter
 from epilogue.train.moments import moments
+from epilogue.train.recipe_parts import LoraRecipe, StageRecipe
 from epilogue.train.run_folder import newest_step
 from epilogue.train.sharding import whole
-from train.material import assert_same_state, tiny_recipe
-from train.processes import Failure, on_processes, outcomes, start
+from train.material import assert_same_state, lora_recipe, tiny_recipe
+from train.processes import Failure, begin, on_processes, outcomes
 
 
 def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     state = trainer.model.state_dict() | moments(trainer.model, trainer.optimizers)
-    return {name: whole(tensor).detach().clone() for name, tensor in state.items()}
+    # gloo sends no int16.
+    wide = {name: x.int() if x.dtype == torch.int16 else x for name, x in state.items()}
+    return {name: whole(x).detach().clone() for name, x in wide.items()}
 
 
 def finished(recipe: Recipe) -> dict[str, Tensor]:
@@ -69,7 +73,7 @@ def train_and_die(recipe: Recipe, moment: str) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_kill_9_amid_a_save_loses_no_more_than_since_the_last_one(shards: Path, tmp_path: Path, moment: str) -> None:
     recipe = tiny_recipe(shards, tmp_path / "killed", steps=7, save_every_steps=2)
-    killed = start(train_and_die, recipe, moment)
+    killed = begin(train_and_die, recipe, moment)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     trainer = Trainer(recipe)
@@ -86,7 +90,7 @@ def test_kill_9_amid_a_save_loses_no_more_than_since_the_last_one(shards: Path, 
 def test_kill_9_from_outside(shards: Path, tmp_path: Path) -> None:
     """Whenever it comes; saves follow each other without a pause."""
     endless = tiny_recipe(shards, tmp_path / "killed", steps=10**6, save_every_steps=1, cooldown_share=0.0)
-    process = start(finished, endless)
+    process = begin(finished, endless)
     while newest_step(tmp_path / "killed") is None:
         process.join(timeout=0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -139,22 +143,46 @@ def losses_of(recipe: Recipe) -> list[float]:
     return [progress.loss for progress in seen]
 
 
-def in_two(
-    cut_run: Recipe, moved: Recipe, whole_run: Recipe
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
-    cut(cut_run, at=3)
+def elsewhere(recipe: Recipe, name: str) -> Recipe:
+    return replace(recipe, out=f"{recipe.out}-{name}")
+
+
+def in_two(recipes: dict[str, Recipe], moved: Recipe) -> tuple[dict[str, Any], list[float]]:
+    """The ends of every run that was cut and of the same one uncut; and the losses of one."""
+    ends: dict[str, Any] = {}
+    for name, recipe in recipes.items():
+        cut(recipe, at=3)
+        ends[name] = finished(recipe), finished(elsewhere(recipe, "whole"))
     cut(moved, at=3)
-    losses = losses_of(whole_run)
-    return finished(cut_run), whole_state(Trainer(whole_run)), losses
+    return ends, losses_of(elsewhere(moved, "whole"))
 
 
-def test_resumed_on_as_many_processes_or_others(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("ctrl_c")
+def test_resumed_on_as_many_processes_or_others(shards: Path, tmp_path: Path, start: Path) -> None:
     """The same bits on as many, the same data and losses but for rounding on others: two, one, two."""
-    recipe = tiny_recipe(shards, tmp_path / "cut", steps=8, micro_batch_tokens=64)
+    recipe = tiny_recipe(shards, tmp_path / "muon", steps=6, micro_batch_tokens=64)
+    ramp = (StageRecipe(from_step=2, context_tokens=32, alibi_bias_max=16, bias_ramp_steps=3),)
+    lion = OptimizerRecipe(name="lion", learning_rate=1e-3, state_bits=8, spike_z=8)
+    shared = ParallelRecipe(context=2)
+    recipes = {
+        "muon": recipe,
+        "narrow": replace(recipe, out=f"{tmp_path}/narrow", weights="bf16", optimizer=lion, stages=ramp),
+        "lora": lora_recipe(
+            shards,
+            tmp_path / "lora",
+            start / "quantised",
+            weights="bf16",
+            lora=LoraRecipe(dropout=0.1),
+            parallel=shared,
+        ),
+    }
     moved = replace(recipe, out=str(tmp_path / "moved"))
-    whole_run = replace(recipe, out=str(tmp_path / "whole"))
-    (resumed, uninterrupted, losses), _ = on_processes(2, in_two, recipe, moved, whole_run, folder=tmp_path)
-    assert_same_state(resumed, uninterrupted)
+    (ends, losses), _ = on_processes(2, in_two, recipes, moved, folder=tmp_path)
+    for resumed, uninterrupted in ends.values():
+        assert_same_state(resumed, uninterrupted)
+    # What two have written, one reads: moments of 8 bits, lower halves, adapters.
+    for name in ("narrow", "lora"):
+        assert_same_state(whole_state(Trainer(replace(recipes[name], parallel=ParallelRecipe()))), ends[name][0])
 
     cut(moved, at=5)
     rest, nothing = on_processes(2, losses_of, moved, folder=tmp_path)
@@ -173,13 +201,19 @@ def test_a_step_of_two_processes_is_a_checkpoint_as_any(shards: Path, tmp_path: 
         assert torch.equal(weight, state[name]), name
 
 
+def run_the_module(arguments: list[str]) -> None:
+    """``python -m epilogue.train``."""
+    sys.argv[1:] = arguments
+    runpy.run_module("epilogue.train", run_name="__main__")
+
+
 def test_sigterm_saves_and_exits_with_0(shards: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"{{train_shards: {shards}/train, validation_shards: {shards}/validation, out: {tmp_path}/run, steps: 1000000,"
         " context_tokens: 16, batch_tokens: 32, micro_batch_tokens: 32, model: {size: tiny}, device: cpu}"
     )
-    process = start(main, ["train", str(recipe)])
+    process = begin(run_the_module, [str(recipe)])
     while not (tmp_path / "run/log.jsonl").exists():
         process.join(timeout=0.01)
     os.kill(process.pid, signal.SIGTERM)

@@ -1,5 +1,6 @@
 """On any number of processes a run is the same but for rounding."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from epilogue.checkpoint import load_checkpoint, merge_adapter, save_checkpoint
-from epilogue.data import Batch, Shards
+from epilogue.checkpoint import load_checkpoint, merge_adapter
+from epilogue.data import Batch
 from epilogue.errors import RecipeError
-from epilogue.model import MPT, NAMED_SIZES
 from epilogue.train import ModelRecipe, OptimizerRecipe, ParallelRecipe, Progress, Recipe, Trainer
 from epilogue.train.batches import share_of_loss
 from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, StageRecipe
@@ -162,23 +162,22 @@ def with_everything(shards: Path, out: Path, start: Path) -> dict[str, Recipe]:
         "skipping": replace(base, out=str(out / "skipping"), optimizer=replace(adamw, spike_z=5.0)),
         "lora": replace(
             base, out=str(out / "lora"), lora=LoraRecipe(rank=3), memory=made_again,
-            model=ModelRecipe(size=None, initialize_from=str(start)),
+            model=ModelRecipe(size=None, initialize_from=str(start / "dense")),
         ),
     }  # fmt: skip
 
 
-def test_all_that_a_recipe_has(packed: Path, tmp_path: Path) -> None:
+def test_all_that_a_recipe_has(packed: Path, tmp_path: Path, start: Path) -> None:
     """Stages, what is made again, offloading, skipped steps and adapters, in parts of weights and of sequences."""
-    config = replace(NAMED_SIZES["tiny"], vocab_size=Shards(packed / "train").tokenizer.vocab_size)
-    model = MPT(config)
-    model.init_weights(std=0.1, seed=5)
-    save_checkpoint(tmp_path / "start", model.state_dict(), config)
-    recipes = with_everything(packed, tmp_path, tmp_path / "start")
+    recipes = with_everything(packed, tmp_path, start)
     layouts: dict[str, Layout] = {"staged": (1, 1, 2), "full": (1, 2, 1), "skipping": (1, 2, 1), "lora": (1, 1, 2)}
     found = in_layouts([(recipes[name], layouts[name]) for name in recipes], folder=tmp_path)
     for (name, recipe), one in zip(recipes.items(), found, strict=True):
         assert_same_run(one, train(laid_out(recipe, ALONE)), ROUNDING["adamw"])
         assert one.num_skipped == (5 if name == "skipping" else 0)
+    log = (tmp_path / "skipping-1-2-1/log.jsonl").read_text().splitlines()
+    skipped = [line["num_skipped"] for line in map(json.loads, log) if "skipped_z" in line]
+    assert skipped == [1, 2, 3, 4, 5], "one of the processes logs"
     merge_adapter(tmp_path / "lora-1-1-2/step-0000005", tmp_path / "merged")
     ids_BT = torch.arange(40)[None]
     merged, adapted = (load_checkpoint(tmp_path / "merged").model, Trainer(laid_out(recipes["lora"], ALONE)).model)
