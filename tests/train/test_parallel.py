@@ -136,7 +136,7 @@ def test_two_processes(packed: Path, tmp_path: Path, alone: dict[str, Trained]) 
 
 def test_four_processes(packed: Path, tmp_path: Path, alone: dict[str, Trained]) -> None:
     """FSDP with context parallelism, HSDP with it."""
-    recipe = plain(packed, tmp_path, "adamw")
+    recipe = replace(plain(packed, tmp_path, "adamw"), micro_batch_tokens=64)
     for found in in_layouts([(recipe, (1, 2, 2)), (recipe, (2, 1, 2))], folder=tmp_path):
         assert_same_20_steps(found, alone["adamw"], "adamw")
 
