@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from epilogue.model import MPT, AttentionConfig, MPTConfig, Recompute
+from epilogue.model.exchange import HeadExchange
 from epilogue.model.recompute import BlockParts, run_block
 
 CONFIG = MPTConfig(
@@ -154,8 +155,8 @@ def test_only_the_stream_is_kept() -> None:
     assert saved_between(None) > 10 * 32
 
 
-class Dealt:
-    """A ``HeadExchange`` with nobody: heads in another order, in memory of their own."""
+class Dealt(HeadExchange):
+    """With nobody: heads in another order, in memory of their own."""
 
     def __init__(self) -> None:
         self.heads = [2, 0, 3, 1]
@@ -177,8 +178,8 @@ def test_heads_may_be_computed_elsewhere(how: Recompute | None) -> None:
     assert_alike(loss_and_gradients(model, how), wanted, 1e-10)
 
 
-@pytest.mark.parametrize("exchange", [None, Dealt()])
-def test_kept_attention_keeps_no_queries_keys_or_values(exchange: Dealt | None) -> None:
+@pytest.mark.parametrize("exchange", [HeadExchange(), Dealt()])
+def test_kept_attention_keeps_no_queries_keys_or_values(exchange: HeadExchange) -> None:
     model = fresh(replace(CONFIG, n_layers=1))
     model.set_recompute(Recompute(keeps_attention=True))
     model.transformer.blocks[0].attn.exchange = exchange

@@ -72,7 +72,7 @@ class Attention(nn.Module):
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
         self.epsilon = 0.0
-        self.exchange: HeadExchange | None = None
+        self.exchange = HeadExchange()
         kind, width = config.quantization, config.d_model
         self.Wqkv = make_linear(width, config.qkv_width, quantization=kind, bias=config.has_qkv_bias)
         self.out_proj = make_linear(width, width, quantization=kind, bias=not config.no_bias)
@@ -116,19 +116,13 @@ class Attention(nn.Module):
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
             )
         else:
-            heads = self._to_heads(q_BTHD, k_BTKD, v_BTKD)
-            out_BTHD = self._to_tokens(self._attend(*heads, document_start_BT))
+            heads = self.exchange.to_heads(q_BTHD, k_BTKD, v_BTKD)
+            out_BTHD = self.exchange.to_tokens(self._attend(*heads, document_start_BT))
         return out_BTHD.flatten(2)
-
-    def _to_heads(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (q_BTHD, k_BTKD, v_BTKD) if self.exchange is None else self.exchange.to_heads(q_BTHD, k_BTKD, v_BTKD)
-
-    def _to_tokens(self, out_BTHD: Tensor) -> Tensor:
-        return out_BTHD if self.exchange is None else self.exchange.to_tokens(out_BTHD)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
         """out_BTHD of whole sequences, without a cache."""
-        slopes_H = self.slopes_H if self.exchange is None else self.slopes_H[self.exchange.heads]
+        slopes_H = self.slopes_H[self.exchange.heads]
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
@@ -198,12 +192,11 @@ class Block(nn.Module):
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
 
     def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
+        exchange = self.attn.exchange
         return BlockParts(
-            project=lambda x_BTC: self.attn._to_heads(*self.attn._project(self.norm_1(x_BTC))),
+            project=lambda x_BTC: exchange.to_heads(*self.attn._project(self.norm_1(x_BTC))),
             attend=lambda q, k, v: self.attn._attend(q, k, v, document_start_BT),
-            join=lambda x_BTC, o_BTHD: (
-                x_BTC + self.dropout(self.attn.out_proj(self.attn._to_tokens(o_BTHD).flatten(2)))
-            ),
+            join=lambda x_BTC, o_BTHD: x_BTC + self.dropout(self.attn.out_proj(exchange.to_tokens(o_BTHD).flatten(2))),
             feed=self._feed,
             weights=[weight for weight in self.parameters() if weight.requires_grad],
             draws=self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()),

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from epilogue.model import MPT, Attention
+from epilogue.model.exchange import HeadExchange
 from epilogue.train.mesh import Mesh
 
 # A key whose bias is below this many nats counts for nothing in the balance; what is computed does not depend on it.
@@ -80,12 +81,13 @@ def split_context(model: MPT, mesh: Mesh, *, num_tokens: int) -> None:
             module.exchange = Exchange(shares, part=mesh.part, group=mesh.context_group)
 
 
-class Exchange:
-    """A ``HeadExchange`` between the processes of a context group."""
+class Exchange(HeadExchange):
+    """Between the processes of a context group."""
 
     def __init__(self, shares: HeadShares, *, part: int, group: dist.ProcessGroup) -> None:
         self.heads = shares.queries[part]
-        self._group, self._num_keys = group, len(shares.keys[part])
+        self._sizes = [len(shares.queries[part]), len(shares.keys[part]), len(shares.keys[part])]
+        self._group = group
         num_heads, num_kv_heads = sum(map(len, shares.queries)), max(map(max, shares.keys)) + 1
         self._sent = [
             head
@@ -102,7 +104,7 @@ class Exchange:
         parted_HBTD = joined_BTHD.permute(2, 0, 1, 3).index_select(0, sent)
         swapped = self._swap(parted_HBTD)  # [part of the tokens, head, B, T of a part, D]
         whole_HBTD = swapped.permute(1, 2, 0, 3, 4).flatten(2, 3)
-        q, k, v = whole_HBTD.permute(1, 2, 0, 3).split([len(self.heads), self._num_keys, self._num_keys], dim=2)
+        q, k, v = whole_HBTD.permute(1, 2, 0, 3).split(self._sizes, dim=2)
         return q, k, v
 
     def to_tokens(self, out_BTHD: Tensor) -> Tensor:
