@@ -121,6 +121,8 @@ def test_train_and_write_with_it(run: Run, recipe: Path, book: Path, tmp_path: P
     assert done.out == f"{checkpoint}\n"
     assert "bits/byte held out" in done.err
     assert run("write", book, "--model", checkpoint, "--max-new-tokens", 2).code == 0
+    assert run("export", checkpoint, tmp_path / "exported", "--format", "hf").code == 0
+    assert run("write", book, "--model", tmp_path / "exported", "--max-new-tokens", 2).code == 0
     again = run("train", recipe, "--json")
     assert json.loads(again.out) == {"checkpoint": str(checkpoint), "evaluations": []}
     assert "there is nothing to do" in again.err

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from epilogue.model import MPT, AttentionConfig, MPTConfig, Recompute
+from epilogue.model.exchange import HeadExchange
 from epilogue.model.recompute import BlockParts, run_block
 
 CONFIG = MPTConfig(
@@ -154,9 +155,34 @@ def test_only_the_stream_is_kept() -> None:
     assert saved_between(None) > 10 * 32
 
 
-def test_kept_attention_keeps_no_queries_keys_or_values() -> None:
+class Dealt(HeadExchange):
+    """With nobody: heads in another order, in memory of their own."""
+
+    def __init__(self) -> None:
+        self.heads = [2, 0, 3, 1]
+
+    def to_heads(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = torch.stack([q_BTHD, k_BTKD, v_BTKD])[:, :, :, self.heads]
+        return q, k, v
+
+    def to_tokens(self, out_BTHD: Tensor) -> Tensor:
+        return out_BTHD[:, :, [1, 3, 0, 2]]
+
+
+@pytest.mark.parametrize("how", [None, *WAYS])
+def test_heads_may_be_computed_elsewhere(how: Recompute | None) -> None:
+    model = fresh(CONFIG)
+    wanted = loss_and_gradients(model, None)
+    for block in model.transformer.blocks:
+        block.attn.exchange = Dealt()
+    assert_alike(loss_and_gradients(model, how), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("exchange", [HeadExchange(), Dealt()])
+def test_kept_attention_keeps_no_queries_keys_or_values(exchange: HeadExchange) -> None:
     model = fresh(replace(CONFIG, n_layers=1))
     model.set_recompute(Recompute(keeps_attention=True))
+    model.transformer.blocks[0].attn.exchange = exchange
     seen = []
     attend = model.transformer.blocks[0].attn._attend
 

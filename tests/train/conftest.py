@@ -1,4 +1,4 @@
-"""Shards of the corpus, written once; and Ctrl-C as it is in a terminal."""
+"""Shards of the corpus and models to start from, written once; and Ctrl-C as it is in a terminal."""
 
 import signal
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.material import write_shards
+from train.material import write_shards, write_starts
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_shards(folder / "train", num_books=3, sentences=9)
     write_shards(folder / "validation", num_books=1, sentences=7)
     return folder
+
+
+@pytest.fixture(scope="session")
+def start(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_starts(tmp_path_factory.mktemp("start"), shards)
 
 
 @pytest.fixture

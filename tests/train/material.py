@@ -6,9 +6,13 @@ from typing import Any
 
 import torch
 
-from epilogue.data import ShardWriter
+from epilogue.checkpoint import save_checkpoint
+from epilogue.data import Shards, ShardWriter
+from epilogue.model import MPT, NAMED_SIZES
+from epilogue.quant import HeldOut, Job, Scheme, quantise_checkpoint
 from epilogue.text import train_tokenizer
 from epilogue.train import ModelRecipe, OptimizerRecipe, Recipe, Trainer
+from epilogue.train.recipe_parts import LoraRecipe
 
 SENTENCE = "The tide came in, the tide went out, and the keeper of the light wrote down the hour. "
 
@@ -44,6 +48,33 @@ def tiny_recipe(shards: Path, out: Path, **changes: Any) -> Recipe:
         device="cpu",
     )
     return replace(recipe, **changes)
+
+
+def write_starts(folder: Path, shards: Path) -> Path:
+    """A checkpoint, dense and quantised, with more rows than the tokenizer has ids, as the released ones have."""
+    config = replace(NAMED_SIZES["tiny"], vocab_size=Shards(shards / "train").tokenizer.vocab_size + 24)
+    model = MPT(config)
+    model.init_weights(std=0.1, seed=5)
+    tokenizer_file = shards / "train/tokenizer.json"
+    save_checkpoint(folder / "dense", model.state_dict(), config, tokenizer_file=tokenizer_file)
+    ids = [list(range(60))]
+    quantise_checkpoint(
+        Job(
+            source=folder / "dense", out=folder / "quantised", scheme=Scheme(group_size=16), method="rtn",
+            calibration=[], held_out=HeldOut(ids, 60),
+        )
+    )  # fmt: skip
+    return folder
+
+
+def lora_recipe(shards: Path, out: Path, source: Path, **changes: Any) -> Recipe:
+    """Adapters beside a start, with other slopes than its own."""
+    changes = {
+        "model": ModelRecipe(size=None, initialize_from=str(source), set={"attn_config": {"alibi_bias_max": 12}}),
+        "optimizer": OptimizerRecipe(name="adamw", learning_rate=2e-2),
+        "lora": LoraRecipe(rank=4, alpha=8),
+    } | changes
+    return tiny_recipe(shards, out, **changes)
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -84,6 +84,28 @@ def test_it_goes_on_to_the_bit(shards: Path, tmp_path: Path, weights: Any, optim
     assert cut.model.dtype == (torch.bfloat16 if weights == "bf16" else torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [({"state_bits": 8}, {"bf16_updates": "stochastic"}), ({"bf16_updates": "stochastic"}, {"state_bits": 8})],
+)
+def test_precision_may_change_on_the_way(
+    shards: Path, tmp_path: Path, before: dict[str, Any], behind: dict[str, Any]
+) -> None:
+    """Averages and lower halves go on from what there is, in what is asked for now."""
+    first = small_steps("lion", **before)
+    recipe = tiny_recipe(shards, tmp_path / "run", steps=2, weights="bf16", cooldown_share=0.0, optimizer=first)
+    Trainer(recipe).run()
+    changed = replace(recipe, steps=4, optimizer=small_steps("lion", **behind))
+    trainer = Trainer(changed)
+    weight = trainer.model.transformer.blocks[0].ffn.up_proj.weight
+    momentum = trainer.optimizers[0].state[weight]["exp_avg"].float().clone()
+    trainer.run()
+    state = trainer.optimizers[0].state[weight]
+    assert state["exp_avg"].dtype == (torch.int8 if "state_bits" in behind else torch.float32)
+    assert not torch.equal(state["exp_avg"].float(), momentum)
+    assert ("exp_avg_scales" in state, "lower_half" in state) == ("state_bits" in behind, "bf16_updates" not in behind)
+
+
 def test_what_muon_does_not_do_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"state_bits 8 is of adamw and lion"):
         OptimizerRecipe(name="muon", state_bits=8)

@@ -3,17 +3,21 @@
 import json
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import safetensors.torch
 import torch
 
 from epilogue.checkpoint import load_checkpoint, load_tokenizer
+from epilogue.data import Batch
 from epilogue.errors import CheckpointError, RecipeError
-from epilogue.train import ModelRecipe, OptimizerRecipe, Progress, Recipe, Trainer, run_state
+from epilogue.train import ModelRecipe, OptimizerRecipe, Progress, Recipe, StoppedAtOnce, Trainer, run_folder
 from train.material import assert_same_state, state_of, tiny_recipe
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
@@ -73,57 +77,95 @@ def test_the_same_trainer_can_go_on_as_well(shards: Path, tmp_path: Path) -> Non
     assert_same_state(state_of(trainer), state_of(finished(replace(recipe, out=str(tmp_path / "whole")))))
 
 
-def test_ctrl_c_between_two_optimizers_waits_for_both(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def press(number: signal.Signals, *, at: int, during: str, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a signal while one of the optimizers, or the evaluation, works for a step."""
+    owner: Any = trainer if during == "evaluate" else trainer.optimizers[0]
+    real = getattr(owner, during)
+
+    def work() -> Any:
+        if trainer.step == at:
+            signal.raise_signal(number)
+        return real()
+
+    monkeypatch.setattr(owner, during, work)
+
+
+def test_ctrl_c_takes_effect_behind_the_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(shards, tmp_path / "cut")
     trainer = Trainer(recipe)
-    adamw = trainer.optimizers[0]
-    real = adamw.step
-
-    def step() -> None:
-        real()
-        if trainer.step == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(adamw, "step", step)
+    press(signal.SIGINT, at=1, during="step", trainer=trainer, monkeypatch=monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert steps_in(tmp_path / "cut") == ["step-0000002"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     whole = finished(replace(recipe, out=str(tmp_path / "whole")))
     assert_same_state(state_of(finished(recipe)), state_of(whole))
 
 
-def test_ctrl_c_amid_a_save_makes_it_anew(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(shards, tmp_path, steps=6, save_every_steps=2)
-    trainer, real, times = Trainer(recipe), torch.save, []
+def test_sigterm_leaves_between_two_micro_batches(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is half done is not waited for; what it has of gradients is dropped."""
+    recipe = tiny_recipe(shards, tmp_path / "cut", micro_batch_tokens=32)
+    trainer = Trainer(recipe)
+    real, times = trainer._loss, []
 
-    def save(*args: Any) -> None:
+    def loss(*batch: Any) -> Any:
         times.append(1)
-        if len(times) == 2:
-            raise KeyboardInterrupt
-        real(*args)
+        if len(times) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return real(*batch)
 
-    monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(trainer, "_loss", loss)
+    with pytest.raises(SystemExit) as ended:
         trainer.run()
-    assert steps_in(tmp_path) == ["step-0000002", "step-0000004"]
-    assert Trainer(recipe).step == 4
+    assert (ended.value.code, len(times), trainer.step) == (0, 6, 1)
+    whole = finished(replace(recipe, out=str(tmp_path / "whole")))
+    assert_same_state(state_of(finished(recipe)), state_of(whole))
 
 
-def test_a_second_ctrl_c_leaves_the_older_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(shards, tmp_path, steps=6, save_every_steps=2)
-    finished(replace(recipe, steps=2))
-
-    def never(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", never)
-        with pytest.raises(KeyboardInterrupt):
-            Trainer(recipe).run()
+def test_a_signal_during_evaluation(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe(shards, tmp_path, evaluate_every_steps=2)
+    trainer = Trainer(recipe)
+    press(signal.SIGTERM, at=2, during="evaluate", trainer=trainer, monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit):
+        trainer.run()
     assert steps_in(tmp_path) == ["step-0000002"]
-    assert Trainer(recipe).step == 2
+    assert not [entry for entry in log_of(tmp_path) if "validation_loss" in entry]
+
+
+def test_a_second_ctrl_c_neither_waits_nor_saves(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come in the middle of a step."""
+    trainer = Trainer(tiny_recipe(shards, tmp_path))
+
+    def impatient() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(trainer.optimizers[0], "step", impatient)
+    with pytest.raises(StoppedAtOnce):
+        trainer.run()
+    assert not steps_in(tmp_path)
+
+
+def test_what_the_process_ignores_stays_ignored(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        trainer = Trainer(tiny_recipe(shards, tmp_path, steps=2))
+        press(signal.SIGTERM, at=0, during="step", trainer=trainer, monkeypatch=monkeypatch)
+        trainer.run()
+        assert trainer.step == 2
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_another_thread_can_train(shards: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(shards, tmp_path, steps=2)
+    thread = threading.Thread(target=finished, args=[recipe])
+    thread.start()
+    thread.join()
+    assert steps_in(tmp_path) == ["step-0000002"]
 
 
 def test_what_a_crash_left_is_ignored_and_cleared(shards: Path, tmp_path: Path) -> None:
@@ -138,11 +180,11 @@ def test_what_a_crash_left_is_ignored_and_cleared(shards: Path, tmp_path: Path) 
 
 
 def test_a_disk_that_is_full_is_said(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> None:
-        raise RuntimeError("write failed\n at some line of C++")
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(ENOSPC, "No space\n left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"step-0000006 cannot be written \(write failed at some line"):
+    monkeypatch.setattr(safetensors.torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"step-0000006 cannot be written \(.*No space left on device\); make"):
         finished(tiny_recipe(shards, tmp_path))
     assert not steps_in(tmp_path)
 
@@ -158,8 +200,8 @@ def test_two_steps_are_kept(shards: Path, tmp_path: Path) -> None:
 def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
     for name in ("step-9999999", "step-10000000", "step-0000010"):
         (tmp_path / name).mkdir()
-    assert run_state.newest_step(tmp_path) == tmp_path / "step-10000000"
-    assert run_state.newest_step(tmp_path / "none") is None
+    assert run_folder.newest_step(tmp_path) == tmp_path / "step-10000000"
+    assert run_folder.newest_step(tmp_path / "none") is None
 
 
 def test_a_finished_run_is_finished(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,42 +272,89 @@ def test_a_changed_setting_of_the_optimizer_takes_effect(shards: Path, tmp_path:
     assert muon.param_groups[0]["momentum"] == 0.5
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def the_tensors(step: Path) -> Path:
+    (file,) = step.glob("*.safetensors")
+    return file
 
 
-def write_nonsense(path: Path) -> None:
-    path.write_bytes(b"nonsense")
+def truncate(step: Path) -> None:
+    file = the_tensors(step)
+    file.write_bytes(file.read_bytes()[:-1])
 
 
-def write_something_else(path: Path) -> None:
-    torch.save({"step": 1}, path)
+def remove(step: Path) -> None:
+    the_tensors(step).unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, write_nonsense, write_something_else, Path.unlink])
-def test_a_damaged_state_is_refused(shards: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def write_nonsense(step: Path) -> None:
+    file = the_tensors(step)
+    file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def forget_a_weight(step: Path) -> None:
+    file = the_tensors(step)
+    tensors = safetensors.torch.load_file(file)
+    del tensors["transformer.norm_f.weight"]
+    safetensors.torch.save_file(tensors, file)
+    about = json.loads((step / "step.json").read_text())
+    (step / "step.json").write_text(json.dumps(about | {"files": {file.name: file.stat().st_size}}))
+
+
+@pytest.mark.parametrize("damage", [truncate, remove, write_nonsense, forget_a_weight])
+def test_a_damaged_step_is_refused(shards: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     recipe = tiny_recipe(shards, tmp_path, steps=2, save_every_steps=1)
     finished(recipe)
-    damage(tmp_path / "step-0000002" / "training_state.pt")
-    with pytest.raises(CheckpointError, match=r"training_state\.pt is damaged .*step-0000002 to go on") as error:
+    damage(tmp_path / "step-0000002")
+    with pytest.raises(CheckpointError, match=r"step-0000002.* damaged .* to go on from an older step") as error:
         Trainer(recipe)
     assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match="step-0000002"):
+        load_checkpoint(tmp_path / "step-0000002")
     shutil.rmtree(tmp_path / "step-0000002")
     assert Trainer(recipe).step == 1
 
 
-def test_damaged_weights_are_refused(shards: Path, tmp_path: Path) -> None:
-    recipe = tiny_recipe(shards, tmp_path, steps=1)
-    finished(recipe)
-    truncate(tmp_path / "step-0000001" / "model.safetensors")
-    with pytest.raises(CheckpointError, match="step-0000001"):
-        Trainer(recipe)
+def test_as_many_steps_stay_as_asked_for(shards: Path, tmp_path: Path) -> None:
+    finished(tiny_recipe(shards, tmp_path, steps=5, save_every_steps=1, keep_steps=3))
+    assert steps_in(tmp_path) == ["step-0000003", "step-0000004", "step-0000005"]
+
+
+def test_what_is_saved_is_the_step_and_not_what_comes_after(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on while the file is written."""
+    has_gone_on = threading.Event()
+    real = safetensors.torch.save
+
+    def wait_and_save(*args: Any, **kwargs: Any) -> bytes:
+        assert has_gone_on.wait(timeout=60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(safetensors.torch, "save", wait_and_save)
+    recipe = tiny_recipe(shards, tmp_path / "one", steps=4, save_every_steps=2)
+    trainer = Trainer(recipe)
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_step(progress: Progress) -> None:
+        seen[progress.step] = state_of(trainer)
+        if progress.step == 3:
+            has_gone_on.set()
+
+    trainer.run(on_step=on_step)
+    shutil.rmtree(tmp_path / "one" / "step-0000004")
+    assert_same_state(state_of(Trainer(recipe)), seen[2])
 
 
 def test_nothing_is_done_yet_can_be_saved_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(shards, tmp_path / "cut")
     trainer = Trainer(recipe)
-    monkeypatch.setattr(trainer, "_train_step", lambda *batch: signal.raise_signal(signal.SIGINT))
+    real = trainer._train_step
+
+    def train_step(batch: Batch) -> float:
+        signal.raise_signal(signal.SIGINT)
+        return real(batch)
+
+    monkeypatch.setattr(trainer, "_train_step", train_step)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert steps_in(tmp_path / "cut") == ["step-0000000"]

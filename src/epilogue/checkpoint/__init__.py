@@ -16,12 +16,13 @@
     export_quantised   a quantised model for other programs, read back before it counts
     adapter       low-rank adapters in PEFT's files, and into the weights they stand beside
     gguf_export   a checkpoint to a .gguf
+    steps         the weights in a step of a training run, which may lie in parts
     staging       files that appear all at once or not at all
 
 Nothing here runs code that comes with a checkpoint.
 """
 
-from epilogue.checkpoint.adapter import load_adapter, merge_adapter, save_adapter
+from epilogue.checkpoint.adapter import adapter_weights, load_adapter, merge_adapter, save_adapter
 from epilogue.checkpoint.export_huggingface import ExportedHF, export_hf
 from epilogue.checkpoint.export_quantised import GPTQFormat, export_gptq
 from epilogue.checkpoint.files import read_tensors
@@ -40,6 +41,7 @@ __all__ = [
     "Checkpoint",
     "ExportedHF",
     "GPTQFormat",
+    "adapter_weights",
     "clear_leftovers",
     "export_gguf",
     "export_gptq",

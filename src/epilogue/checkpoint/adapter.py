@@ -39,7 +39,23 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def save_adapter(directory: Path, model: MPT, *, base: str, tokenizer_file: Path | None = None) -> None:
+def adapter_weights(model: MPT) -> dict[str, Tensor]:
+    """The weights of a model's adapters under PEFT's names."""
+    return {
+        f"{_PREFIX}{name}{end}": weight.detach()
+        for name, adapter in adapters(model)
+        for end, weight in ((_DOWN, adapter.down), (_UP, adapter.up))
+    }
+
+
+def save_adapter(
+    directory: Path,
+    model: MPT,
+    *,
+    base: str,
+    tokenizer_file: Path | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model's adapters, all at once or not at all; nothing of the weights they stand beside.
 
     Args:
@@ -47,13 +63,14 @@ def save_adapter(directory: Path, model: MPT, *, base: str, tokenizer_file: Path
         model: with adapters of one rank, scale and dropout.
         base: where the frozen weights came from: a directory, or ``owner/name``.
         tokenizer_file: copied to tokenizer.json.
+        weights: what ``adapter_weights`` gives, put together by the caller where the model's own lie in parts.
 
     Raises:
         CheckpointError: the files cannot be written.
     """
     found = dict(adapters(model))
     first = next(iter(found.values()))
-    rank = first.down.shape[0]
+    rank = int(first.down.shape[0])
     said = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -66,11 +83,8 @@ def save_adapter(directory: Path, model: MPT, *, base: str, tokenizer_file: Path
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    state: dict[str, Tensor] = {}
-    for name, adapter in found.items():
-        state |= {f"{_PREFIX}{name}{_DOWN}": adapter.down.detach(), f"{_PREFIX}{name}{_UP}": adapter.up.detach()}
     write_directory(
-        directory, state, config_json(model.config, prevailing_dtype(model.parameters())),
+        directory, weights or adapter_weights(model), config_json(model.config, prevailing_dtype(model.parameters())),
         tokenizer_file=tokenizer_file, extras={ADAPTER_CONFIG: json.dumps(said, indent=2) + "\n"},
         max_shard_bytes=2**62, single=_WEIGHTS,
     )  # fmt: skip

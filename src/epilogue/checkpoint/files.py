@@ -1,6 +1,7 @@
 """The files of a checkpoint directory: JSON objects, and tensors by name, one shard at a time.
 
-Knows file formats and nothing of MPT. Weights are looked for in this order: ``model.safetensors``, its index with
+Knows file formats and nothing of MPT. A training run's step says so in its ``step.json``. Other weights are looked for
+in this order: ``model.safetensors``, its index with
 shards, ``pytorch_model.bin``, its index with shards, a quantised file under the names that KoboldAI's 4-bit fork and
 AutoGPTQ gave it (``4bit*.safetensors``, ``4bit*.pt``, ``gptq_model-*.safetensors``), one Composer checkpoint ``*.pt``.
 """
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from epilogue.checkpoint.gguf import is_gguf, read_gguf_tensors
+from epilogue.checkpoint.steps import STEP_FILE, read_step_weights, step_files
 from epilogue.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -80,6 +82,9 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """
     if is_gguf(directory):
         yield from read_gguf_tensors(directory)
+        return
+    if (directory / STEP_FILE).is_file():
+        yield from read_step_weights(step_files(directory, read_json(directory / STEP_FILE)))
         return
     for path, weight_map in _shards(directory):
         tensors = _safetensors if path.suffix == ".safetensors" else _torch_tensors

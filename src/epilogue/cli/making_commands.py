@@ -10,11 +10,14 @@ def train(
 ) -> None:
     """Train a model by a recipe, or go on with a run that was interrupted.
 
-    Ctrl-C saves the step reached; the same command goes on from there. The newest checkpoint's folder goes to stdout.
+    Ctrl-C and SIGTERM save the step reached; the same command goes on from there. The newest checkpoint's folder goes
+    to stdout. On several GPUs or machines torchrun starts it (docs/training.md).
 
-    Example:
+    Examples:
 
       epilogue train recipes/epilogue-tiny-2k.yaml --set steps=100
+
+      torchrun --nproc-per-node 8 -m epilogue.train RECIPE.yaml --set parallel.context=2
     """
     from epilogue.cli.train import run_train
 

@@ -11,22 +11,33 @@ from epilogue.cli.progress import Watch
 from epilogue.cli.settings import choose_device, in_words
 from epilogue.evals import measure_flop_per_s
 from epilogue.model import num_parameters
-from epilogue.train import Evaluation, Progress, Trainer, read_recipe
+from epilogue.train import Evaluation, Progress, StoppedAtOnce, Trainer, joined_processes, read_recipe
 
 
 def run_train(recipe_file: Path, *, overrides: list[str], as_json: bool) -> None:
-    """Train with the progress on stderr and the newest checkpoint's folder on stdout; Ctrl-C saves the step reached.
+    """Train with the progress on stderr and the newest checkpoint's folder on stdout.
+
+    Ctrl-C and SIGTERM save the step reached and leave with 130 and with 0. Of several processes (torchrun) the first
+    one speaks.
 
     Raises:
         EpilogueError: the recipe, its data or its start cannot be used.
     """
-    console = Console(stderr=True, highlight=False, markup=False)
     recipe = read_recipe(recipe_file, overrides=overrides)
-    choose_device(recipe.device)
-    trainer = Trainer(recipe)
+    with joined_processes(choose_device(recipe.device)):
+        code = _train(Trainer(recipe), as_json=as_json)
+    if code is not None:
+        raise SystemExit(code)
+
+
+def _train(trainer: Trainer, *, as_json: bool) -> int | None:
+    """The exit code of a run that was stopped; None for one that has come to its end."""
+    is_first = trainer.mesh.is_first
+    console = Console(stderr=True, highlight=False, markup=False, quiet=not is_first)
     console.print(_opening_line(trainer), style="dim", soft_wrap=True)
     results: list[dict[str, Any]] = []
-    with Watch(console, "training", unit="steps", total=recipe.steps, done=trainer.step) as watch:
+    steps = trainer.recipe.steps
+    with Watch(console, "training", unit="steps", total=steps, done=trainer.step, is_shown=is_first) as watch:
 
         def on_step(progress: Progress) -> None:
             watch.update(progress.step, _progress_line(progress))
@@ -38,10 +49,15 @@ def run_train(recipe_file: Path, *, overrides: list[str], as_json: bool) -> None
 
         try:
             newest = trainer.run(on_step=on_step, on_evaluation=on_evaluation, peak_flop_per_s=_peak(trainer))
-        except KeyboardInterrupt:
+        except StoppedAtOnce:
+            console.print("stopped at once; the same command goes on from the step that was saved last")
+            return 130
+        except (KeyboardInterrupt, SystemExit) as stop:
             console.print(f"stopped at step {trainer.step:,}, saved; the same command goes on from there")
-            raise SystemExit(130) from None
-    print(json.dumps({"checkpoint": str(newest), "evaluations": results}) if as_json else newest)
+            return 130 if isinstance(stop, KeyboardInterrupt) else 0
+    if is_first:
+        print(json.dumps({"checkpoint": str(newest), "evaluations": results}) if as_json else newest)
+    return None
 
 
 def _progress_line(progress: Progress) -> str:
@@ -53,11 +69,14 @@ def _progress_line(progress: Progress) -> str:
 
 
 def _peak(trainer: Trainer) -> float | None:
-    """What this machine's matrix products reach, in the dtype they are trained in; measured if a step is left to do."""
-    if trainer.step >= trainer.recipe.steps:
+    """What matrix products of as many such devices reach, in the dtype they are trained in.
+
+    Measured in the first process, which reports it, and if a step is left to do.
+    """
+    if trainer.step >= trainer.recipe.steps or not trainer.mesh.is_first:
         return None
     dtype = torch.bfloat16 if trainer.device == "cuda" else torch.float32
-    return measure_flop_per_s(torch.device(trainer.device), dtype)
+    return measure_flop_per_s(torch.device(trainer.device), dtype) * trainer.mesh.size
 
 
 def _opening_line(trainer: Trainer) -> str:
@@ -66,6 +85,13 @@ def _opening_line(trainer: Trainer) -> str:
         return f"{recipe.out} has come to step {trainer.step:,} of {recipe.steps:,} already; there is nothing to do"
     begin = f"going on at step {trainer.step:,} of" if trainer.step else "training"
     return (
-        f"{begin} {recipe.out}: {millions:,.1f} million parameters on {trainer.device},"
+        f"{begin} {recipe.out}: {millions:,.1f} million parameters on {_where(trainer)},"
         f" {recipe.steps:,} steps of {recipe.batch_tokens:,} tokens, seed {recipe.seed}"
     )
+
+
+def _where(trainer: Trainer) -> str:
+    mesh = trainer.mesh
+    if mesh.size == 1:
+        return trainer.device
+    return f"{mesh.size} x {trainer.device} (replicate {mesh.replicate}, shard {mesh.shard}, context {mesh.context})"

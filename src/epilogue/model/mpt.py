@@ -6,7 +6,7 @@ arithmetic follows llm-foundry (llmfoundry/models/mpt); docs/notation.md has the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
 from epilogue.kernels.quant_linear import NO_ENDING, Ending
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
+from epilogue.model.exchange import HeadExchange
 from epilogue.model.linear import Linear, NarrowCopy, end_linear, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
@@ -72,6 +73,7 @@ class Attention(nn.Module):
         self.scale = config.softmax_scale
         self.backend: Backend | None = None
         self.epsilon = 0.0
+        self.exchange = HeadExchange()
         kind, width = config.quantization, config.d_model
         self.Wqkv = make_linear(width, config.qkv_width, quantization=kind, bias=config.has_qkv_bias)
         self.out_proj = make_linear(width, width, quantization=kind, bias=not config.no_bias)
@@ -122,20 +124,22 @@ class Attention(nn.Module):
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
             )
         else:
-            out_BTHD = self._attend(q_BTHD, k_BTKD, v_BTKD, document_start_BT)
+            heads = self.exchange.to_heads(q_BTHD, k_BTKD, v_BTKD)
+            out_BTHD = self.exchange.to_tokens(self._attend(*heads, document_start_BT))
         return out_BTHD.flatten(2)
 
     def _attend(self, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, document_start_BT: Tensor | None) -> Tensor:
-        """out_BTHD, without a cache."""
+        """out_BTHD of whole sequences, without a cache."""
+        slopes_H = self.slopes_H[self.exchange.heads]
         first_key_HN = None
         if self.epsilon > 0:
             plan = plan_reach(
-                q_BTHD, k_BTKD, page_norms(k_BTKD.detach()), self.slopes_H,
+                q_BTHD, k_BTKD, page_norms(k_BTKD.detach()), slopes_H,
                 scale=self.scale, epsilon=self.epsilon, num_keys=k_BTKD.shape[1],
             )  # fmt: skip
             first_key_HN = plan.first_key_HN
         return attention(
-            q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale,
+            q_BTHD, k_BTKD, v_BTKD, slopes_H, scale=self.scale,
             first_key_HN=first_key_HN, document_start_BT=document_start_BT, backend=self.backend,
         )  # fmt: skip
 
@@ -197,10 +201,11 @@ class Block(nn.Module):
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
 
     def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
+        exchange = self.attn.exchange
         return BlockParts(
-            project=lambda x_BTC: self.attn._project(self.norm_1(x_BTC)),
-            attend=lambda q, k, v: self.attn._attend(q, k, v, document_start_BT).flatten(2),
-            join=lambda x_BTC, o_BTC: x_BTC + self.dropout(self.attn.out_proj(o_BTC)),
+            project=lambda x_BTC: exchange.to_heads(*self.attn._project(self.norm_1(x_BTC))),
+            attend=lambda q, k, v: self.attn._attend(q, k, v, document_start_BT),
+            join=lambda x_BTC, o_BTHD: x_BTC + self.dropout(self.attn.out_proj(exchange.to_tokens(o_BTHD).flatten(2))),
             feed=self._feed,
             weights=[weight for weight in self.parameters() if weight.requires_grad],
             draws=self.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules()),
@@ -371,13 +376,22 @@ class MPT(nn.Module):
     @torch.no_grad()
     def init_weights(self, *, std: float = 0.02, seed: int = 0) -> None:
         """Draw fresh weights: normal with this deviation, projections into the stream smaller by sqrt(2 * layers)."""
-        generator = torch.Generator(self.device).manual_seed(seed)
+        for parameter, (_, weight) in zip(self.parameters(), self.fresh_weights(std=std, seed=seed), strict=True):
+            parameter.copy_(weight)
+
+    def fresh_weights(self, *, std: float = 0.02, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+        """What ``init_weights`` draws, by name and one after the other, where the model may have no memory or parts.
+
+        They come on the model's device, or on the CPU for a model on the meta device; the numbers are that device's.
+        """
+        device = torch.device("cpu") if self.device.type == "meta" else self.device
+        generator = torch.Generator(device).manual_seed(seed)
         for name, parameter in self.named_parameters():
+            weight = torch.ones(parameter.shape, dtype=parameter.dtype, device=device)
             if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.ndim < 2:
-                parameter.fill_(1.0)
-            else:
+                weight.zero_()
+            elif parameter.ndim >= 2:
                 into_stream = name.endswith(("out_proj.weight", "down_proj.weight"))
                 scale = std / math.sqrt(2 * self.config.n_layers) if into_stream else std
-                parameter.normal_(std=scale, generator=generator)
+                weight.normal_(std=scale, generator=generator)
+            yield name, weight

@@ -37,9 +37,9 @@ class BlockParts:
     project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     """x_BTC to queries, keys and values."""
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """Those to what the heads have gathered, as o_BTC."""
+    """Those to what the heads have gathered, as o_BTHD."""
     join: Callable[[Tensor, Tensor], Tensor]
-    """x_BTC and o_BTC to the stream behind attention."""
+    """x_BTC and o_BTHD to the stream behind attention."""
     feed: Callable[[Tensor], Tensor]
     """That to the stream behind the block, every token by itself."""
     weights: Sequence[Tensor]
@@ -63,9 +63,9 @@ class _Block(torch.autograd.Function):
         ctx.parts, ctx.how, ctx.surroundings = parts, how, _Surroundings.now(x_BTC.device, draws=parts.draws)
         qkv = parts.project(x_BTC)
         ctx.kept = _KeptAttention(parts.attend, qkv) if how.keeps_attention else None
-        o_BTC = parts.attend(*qkv) if ctx.kept is None else ctx.kept.o_BTC.detach()
+        o_BTHD = parts.attend(*qkv) if ctx.kept is None else ctx.kept.o_BTHD.detach()
         del qkv
-        joined_BTC = parts.join(x_BTC, o_BTC)
+        joined_BTC = parts.join(x_BTC, o_BTHD)
         ctx.save_for_backward(x_BTC)
         return torch.cat([parts.feed(joined_BTC[:, tile]) for tile in _tiles(joined_BTC, how)], dim=1)
 
@@ -78,13 +78,13 @@ class _Block(torch.autograd.Function):
         total = _Sum(parts.weights)
         with ctx.surroundings.again(), torch.enable_grad():
             qkv = parts.project(x_BTC)
-            o_BTC = parts.attend(*qkv) if kept is None else kept.o_BTC.detach().requires_grad_()
-            joined_BTC = parts.join(x_BTC, o_BTC)
+            o_BTHD = parts.attend(*qkv) if kept is None else kept.o_BTHD.detach().requires_grad_()
+            joined_BTC = parts.join(x_BTC, o_BTHD)
             grad_joined_BTC = _feed_backward(parts, ctx.how, joined_BTC.detach(), grad_BTC, total)
             if kept is None:
                 grad_x = total.take(joined_BTC, (x_BTC,), grad_joined_BTC)[0]
             else:
-                grad_x, grad_o = total.take(joined_BTC, (x_BTC, o_BTC), grad_joined_BTC)
+                grad_x, grad_o = total.take(joined_BTC, (x_BTC, o_BTHD), grad_joined_BTC)
                 grad_x = grad_x + total.take(qkv, (x_BTC,), kept.backward(qkv, grad_o))[0]
         return grad_x, None, None, *total.gradients()
 
@@ -155,12 +155,12 @@ class _KeptAttention:
         with torch.enable_grad(), saved_tensors_hooks(pack, unpack):
             entering = _Entry.apply(torch.zeros((), requires_grad=True), *qkv)  # type: ignore[no-untyped-call]
             self._edges = [get_gradient_edge(x) for x in entering]
-            self.o_BTC = attend(*entering)
+            self.o_BTHD = attend(*entering)
 
     def backward(self, qkv: tuple[Tensor, Tensor, Tensor], grad_BTC: Tensor) -> tuple[Tensor, ...]:
         """Gradients of queries, keys and values, which were made again."""
         self._again = tuple(x.detach() for x in qkv)
-        found = torch.autograd.grad(self.o_BTC, self._edges, grad_BTC)
+        found = torch.autograd.grad(self.o_BTHD, self._edges, grad_BTC)
         self._again = ()
         return found
 

@@ -1,4 +1,4 @@
-"""The training loop: one device, gradient accumulation, resumable to the bit."""
+"""The training loop: any number of processes, gradient accumulation, resumable to the bit."""
 
 import math
 import time
@@ -6,30 +6,36 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from epilogue.data import Batch, Shards, WindowLoader
 from epilogue.errors import RecipeError, TrainingError
-from epilogue.train.interrupts import interrupts_held
+from epilogue.train.batches import Loss, part_of, share_of_loss
+from epilogue.train.checkpoints import Checkpoints, resume
 from epilogue.train.memory import recompute_of
+from epilogue.train.mesh import make_mesh
 from epilogue.train.metrics import Evaluation, evaluate
 from epilogue.train.optimizer import make_optimizers, set_learning_rate
 from epilogue.train.progress import Meter, Progress
 from epilogue.train.recipe import Recipe
-from epilogue.train.run_state import append_log, log_resumption, newest_step, resume_run, save_run, step_of
+from epilogue.train.run_folder import append_log, log_resumption, newest_step, step_of
+from epilogue.train.sharding import whole
 from epilogue.train.spikes import SpikeGuard
 from epilogue.train.stages import Stages
 from epilogue.train.start import make_model
+from epilogue.train.stopping import StoppedAtOnce, StopRequests
 from epilogue.train.trackers import Tracker, open_trackers, require_trackers
 
 
 class Trainer:
     """Trains one model by one recipe; a run found in the recipe's folder is gone on with.
 
-    fp32 weights on CUDA compute matrices and attention in bf16 by autocast. The state after a step depends on the
-    recipe and the step alone, so an interrupted run ends with the bits of an uninterrupted one (on CUDA as far as its
-    kernels repeat themselves).
+    The processes that have met (``joined_processes``) make one trainer each and call all its methods together; on any
+    number of them the run is the same but for rounding. fp32 weights on CUDA compute matrices and attention in bf16 by
+    autocast. The state after a step depends on the recipe, the step and the processes alone, so an interrupted run ends
+    with the bits of an uninterrupted one (on CUDA as far as its kernels repeat themselves).
 
     Raises:
         RecipeError: the recipe cannot be run, or the run found was made by one with another model.
@@ -48,26 +54,33 @@ class Trainer:
                 "prepare one with the other's (--tokenizer)"
             )
         self._stages = Stages(recipe)
-        self._loaders = [self._make_loaders(held_out, number) for number in range(len(self._stages.all))]
-        newest = newest_step(self.out)
-        self.model = make_model(recipe, self._shards.tokenizer, is_fresh=newest is None).to(self.device)
-        if not self.model.config.attn_config.alibi and any(stage.alibi_bias_max for stage in self._stages.all):
+        config = recipe.model.config(self._shards.tokenizer.vocab_size, self._stages.most_context_tokens)
+        if not config.attn_config.alibi and any(stage.alibi_bias_max for stage in self._stages.all):
             raise RecipeError(
                 "stages set alibi_bias_max and the model has no ALiBi; leave it out, or train one that has"
             )
-        self._first_bias_max = self.model.config.attn_config.alibi_bias_max
+        self.mesh = make_mesh(recipe, config, self.device)
+        self._loaders = [self._make_loaders(held_out, number) for number in range(len(self._stages.all))]
+        self._stop = StopRequests(self.mesh)
+        self._checkpoints = Checkpoints(
+            self.out,
+            self.mesh,
+            keep=recipe.keep_steps,
+            tokenizer_file=self._shards.tokenizer_file,
+            base=recipe.model.initialize_from,
+        )
+        newest = self._newest()
+        self.model = make_model(recipe, config, self._shards.tokenizer, self.mesh, device=self.device, newest=newest)
+        self._first_bias_max = config.attn_config.alibi_bias_max
         self._stage = self._stages.all[0]
         self._enter(step_of(newest) - 1)
         self.model.set_recompute(recompute_of(recipe.memory))
         self.model.set_epsilon(recipe.epsilon)
         self.optimizers = make_optimizers(self.model, recipe.optimizer, seed=recipe.seed)
         self._guard = SpikeGuard(recipe.optimizer.spike_z)
-        self.step = 0 if newest is None else resume_run(newest, self.model, self.optimizers, self._guard)
+        self.step = 0 if newest is None else resume(newest, self.model, self.optimizers, self._guard, self.mesh)
         self._trackers: list[Tracker] = []
-        should_compile = recipe.compile and self.device == "cuda"
-        self._loss: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
-            torch.compile(self.model.loss, dynamic=False) if should_compile else self.model.loss
-        )
+        self._loss = self._make_loss()
 
     def run(
         self,
@@ -80,58 +93,75 @@ class Trainer:
 
         ``peak_flop_per_s`` is what all devices together can do at best; MFU is told if it is given.
 
-        KeyboardInterrupt saves the step reached and is raised again. A save comes before the evaluation of its step,
-        so one that is interrupted is not made up for.
+        Ctrl-C and SIGTERM save the step reached and are raised as KeyboardInterrupt and as SystemExit with code 0; a
+        second Ctrl-C saves nothing. A save comes before the evaluation of its step, so one that is interrupted is not
+        made up for. The callbacks are called in the first process.
 
         Raises:
             TrainingError: loss or gradients are no longer finite, or the loss has risen for good; the weights are as
                 the last good step left them.
             CheckpointError: a checkpoint cannot be written.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self.step < self.recipe.steps:
-            log_resumption(self.out, self.step)
-            self._trackers = open_trackers(self.recipe, step=self.step)
-        meter = self._meter(peak_flop_per_s)
-        batches = None
-        try:
-            while self.step < self.recipe.steps:
-                if self._enter(self.step) or batches is None:
-                    batches = self._windows.batches(start=self.step - self._stage.first_step)
-                started_s = time.perf_counter()
-                batch = next(batches)
-                loss, rate = self._train_step(batch), self.optimizers[0].param_groups[0]["lr"]
-                time_s = time.perf_counter() - started_s
-                progress = meter.report(
-                    self.step, batch, loss=loss, time_s=time_s, learning_rate=rate, num_skipped=self._guard.num_skipped
-                )
-                self._log(progress.entry())
-                on_step(progress)
-                if self._is_due(self.recipe.save_every_steps):
-                    self._save()
-                if self._is_due(self.recipe.evaluate_every_steps):
-                    on_evaluation(self.step, self._evaluate_and_log())
-        except KeyboardInterrupt:
-            self._save()
-            raise
-        finally:
-            for tracker in self._trackers:
-                tracker.close()
-            self._trackers = []
-        newest = newest_step(self.out)
+        if self.mesh.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.step < self.recipe.steps:
+                log_resumption(self.out, self.step)
+                self._trackers = open_trackers(self.recipe, step=self.step)
+        with self._stop.noted(), ExitStack() as stack:
+            stack.callback(self._checkpoints.wait)
+            stack.callback(self._close_trackers)
+            try:
+                self._go_on(self._meter(peak_flop_per_s), on_step, on_evaluation)
+            except StoppedAtOnce:
+                raise
+            except (KeyboardInterrupt, SystemExit):
+                self._save()
+                raise
+        newest = self._newest()
         assert newest is not None
         return newest
 
     def evaluate(self) -> Evaluation:
         """Loss on the held-out shards at the context length of the stage."""
         self.model.eval()
-        with self._autocast():
-            return evaluate(self.model.loss, self._held_out, num_tokens=self.recipe.evaluate_tokens, device=self.device)
+
+        def nats(share: Batch) -> Tensor:
+            self._stop.check()
+            with self._autocast():
+                return share_of_loss(self.model.loss, share, num_targets=1, device=self.device)
+
+        return evaluate(nats, self._held_out, num_tokens=self.recipe.evaluate_tokens, mesh=self.mesh)
+
+    def _go_on(
+        self, meter: Meter, on_step: Callable[[Progress], None], on_evaluation: Callable[[int, Evaluation], None]
+    ) -> None:
+        """Train to the last step."""
+        batches = None
+        while self.step < self.recipe.steps:
+            if self._enter(self.step) or batches is None:
+                batches = self._windows.batches(start=self.step - self._stage.first_step)
+            started_s = time.perf_counter()
+            batch = next(batches)
+            loss, rate = self._train_step(batch), self.optimizers[0].param_groups[0]["lr"]
+            time_s = time.perf_counter() - started_s
+            if self.mesh.is_first:
+                progress = meter.report(
+                    self.step, batch, loss=loss, time_s=time_s, learning_rate=rate, num_skipped=self._guard.num_skipped
+                )
+                self._log(progress.entry())
+                on_step(progress)
+            if self._is_due(self.recipe.save_every_steps):
+                self._save()
+            if self._is_due(self.recipe.evaluate_every_steps):
+                evaluation = self.evaluate()
+                if self.mesh.is_first:
+                    self._log_evaluation(evaluation)
+                    on_evaluation(self.step, evaluation)
 
     def _train_step(self, batch: Batch) -> float:
         """One optimizer step, whole or not at all; the loss before it."""
         loss = self._accumulate_gradients(batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm))
         loss_before, norm_before = torch.stack([loss, norm]).tolist()
         if not (math.isfinite(loss_before) and math.isfinite(norm_before)):
             raise TrainingError(
@@ -140,12 +170,11 @@ class Trainer:
                 f"remove steps from {self.out} to go on from before the trouble began"
             )
         set_learning_rate(self.optimizers, self._stages.learning_rate(self.step))
-        z = self._guard.z_of_spike(loss_before)
-        with interrupts_held():
-            for optimizer in self.optimizers if z is None else []:
-                optimizer.step()
-            self.step += 1
-        if z is not None:
+        z = self._guard.z_of_spike(loss_before)  # of sums over all processes, so all of them decide alike
+        for optimizer in self.optimizers if z is None else []:
+            optimizer.step()
+        self.step += 1
+        if z is not None and self.mesh.is_first:
             append_log(self.out, {"step": self.step, "skipped_z": round(z, 2), "num_skipped": self._guard.num_skipped})
         self.model.zero_grad(set_to_none=True)
         return float(loss_before)
@@ -154,16 +183,32 @@ class Trainer:
         """Gradients of the mean loss over the batch's targets, which is returned, one micro-batch after the other."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
-        torch.manual_seed(self.recipe.seed << 32 | self.step)  # of dropout, for a model that has it
+        torch.manual_seed(self._seed_of_step())
         total = torch.zeros((), device=self.device)
-        for part in batch.split(self._stage.micro_batch_tokens // self._stage.context_tokens):
-            share = int((part.targets_BT >= 0).sum()) / batch.num_targets
-            starts_BT = None if part.document_start_BT is None else part.document_start_BT.to(self.device)
+        for rows in batch.split(self._stage.micro_batch_tokens // self._stage.context_tokens):
+            self._stop.check()
+            share = part_of(rows, self.mesh)
             with self._autocast(), self._offloaded():
-                loss = self._loss(part.ids_BT.to(self.device), part.targets_BT.to(self.device), starts_BT) * share
+                loss = share_of_loss(self._loss, share, num_targets=batch.num_targets, device=self.device)
             loss.backward()
             total += loss.detach()
-        return total
+        return self.mesh.total(total)
+
+    def _seed_of_step(self) -> int:
+        """Of dropout, for a model that has it: another one in every step and process."""
+        numbers = [self.recipe.seed, self.step, self.mesh.rank]
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    def _make_loss(self) -> Loss:
+        """The model's loss, compiled if the recipe and the device say so."""
+        if not self.recipe.compile or self.device != "cuda":
+            return self.model.loss
+        if self.mesh.size == 1:
+            return torch.compile(self.model.loss, dynamic=False)
+        # What gathers a block's weights runs between blocks and is not to be compiled.
+        for block in self.model.transformer.blocks:
+            block.compile(dynamic=False)
+        return self.model.loss
 
     def _meter(self, peak_flop_per_s: float | None) -> Meter:
         return Meter(
@@ -183,25 +228,34 @@ class Trainer:
     def _is_due(self, every_steps: int) -> bool:
         return self.step == self.recipe.steps or self.step % every_steps == 0
 
-    def _evaluate_and_log(self) -> Evaluation:
-        evaluation = self.evaluate()
+    def _log_evaluation(self, evaluation: Evaluation) -> None:
         self._log({"validation_loss": evaluation.loss, "validation_bits_per_byte": evaluation.bits_per_byte})
-        return evaluation
+
+    def _close_trackers(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
 
     def _save(self) -> None:
         self._enter(self.step - 1)  # a step that was begun may have brought other slopes than the last one learned by
-        save_run(
-            self.out, self.model, self.optimizers, self._guard,
-            step=self.step, tokenizer_file=self._shards.tokenizer_file, base=self.recipe.model.initialize_from,
-        )  # fmt: skip
+        self._checkpoints.save(self.step, self.model, self.optimizers, self._guard)
+
+    def _newest(self) -> Path | None:
+        """The newest step, the same for all processes."""
+        found = newest_step(self.out) if self.mesh.is_first else None
+        said = self.mesh.as_first_says(None if found is None else str(found))
+        return None if said is None else Path(said)
 
     def _make_loaders(self, held_out: Shards, number: int) -> tuple[WindowLoader, WindowLoader]:
         stage = self._stages.all[number]
         tokens, rows = stage.context_tokens, stage.batch_tokens // stage.context_tokens
         return (
-            WindowLoader(self._shards, num_tokens=tokens, batch=rows, seed=self.recipe.seed),
+            WindowLoader(
+                self._shards, num_tokens=tokens, batch=rows, seed=self.recipe.seed,
+                rank=self.mesh.reader, num_ranks=self.mesh.num_readers,
+            ),
             WindowLoader(held_out, num_tokens=tokens, batch=1),
-        )
+        )  # fmt: skip
 
     def _enter(self, step: int) -> bool:
         """Make loaders and slopes those of a step, 0-based; whether the stage is another one than before.

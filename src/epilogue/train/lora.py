@@ -1,22 +1,23 @@
 """The model of a run that trains adapters: frozen weights, dense or quantised, with new detours beside them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from epilogue.checkpoint import load_checkpoint, resolve
+from epilogue.checkpoint import load_adapter, load_checkpoint, resolve
 from epilogue.checkpoint.inventory import departures, empty_model
 from epilogue.errors import RecipeError
 from epilogue.model import MPT, MPTConfig, QuantLinear, add_adapters
 from epilogue.train.recipe import Recipe
 
 
-def make_adapted_model(recipe: Recipe, config: MPTConfig, *, dtype: torch.dtype) -> MPT:
-    """``model.initialize_from`` with the recipe's switches and first adapters; only those learn.
+def make_adapted_model(recipe: Recipe, config: MPTConfig, *, dtype: torch.dtype, newest: Path | None) -> MPT:
+    """``model.initialize_from`` with the recipe's switches and adapters, first ones or a step's; only those learn.
 
     Raises:
         RecipeError: no start is named, or it has other shapes than the recipe's model.
-        CheckpointError: it cannot be read.
+        CheckpointError: it cannot be read, or the step is of other adapters.
     """
     lora, source = recipe.lora, recipe.model.initialize_from
     assert lora is not None
@@ -38,6 +39,8 @@ def make_adapted_model(recipe: Recipe, config: MPTConfig, *, dtype: torch.dtype)
     model.load_state_dict(state, assign=True)
     model = model.to(start.device, dtype)  # makes the slopes anew, on a device
     add_adapters(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=recipe.seed)
+    if newest is not None:
+        load_adapter(newest, model)
     return model
 
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from epilogue.data import WindowLoader
+from epilogue.data import Batch, WindowLoader
+from epilogue.train.batches import num_counted, part_of
+from epilogue.train.mesh import Mesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +26,28 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    loss: Callable[[Tensor, Tensor, Tensor | None], Tensor], windows: WindowLoader, *, num_tokens: int, device: str
-) -> Evaluation:
-    """Mean loss over the first rows of a fixed shuffle, the same ones every time.
+def evaluate(nats: Callable[[Batch], Tensor], windows: WindowLoader, *, num_tokens: int, mesh: Mesh) -> Evaluation:
+    """Mean loss over the first rows of a fixed shuffle, the same ones every time and for any number of processes.
 
     Args:
-        loss: (ids_BT, targets_BT, document_start_BT) to mean nats a predicted token.
-        windows: held-out books.
+        nats: this process's part of a batch to the sum over its predicted tokens.
+        windows: held-out books, the same for all processes.
         num_tokens: about how many to predict; at least a batch, at most an epoch.
-        device: where the loss runs.
+        mesh: the processes, which read different batches.
     """
     tokenizer = windows.shards.tokenizer
     bytes_of_id = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
-    batch_tokens = windows.batch * windows.num_tokens
-    num_batches = min(max(1, num_tokens // batch_tokens), windows.batches_per_epoch)
-    nats, num_bytes, predicted = 0.0, 0, 0
-    for batch in islice(windows.batches(), num_batches):
-        starts_BT = None if batch.document_start_BT is None else batch.document_start_BT.to(device)
-        nats += loss(batch.ids_BT.to(device), batch.targets_BT.to(device), starts_BT).item() * batch.num_targets
-        num_bytes += int(bytes_of_id[batch.targets_BT[batch.targets_BT >= 0].numpy()].sum())
-        predicted += batch.num_targets
-    return Evaluation(loss=nats / predicted, bits_per_byte=nats / math.log(2) / max(1, num_bytes), num_tokens=predicted)
+    num_batches = min(max(1, num_tokens // (windows.batch * windows.num_tokens)), windows.batches_per_epoch)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for index in range(mesh.reader, math.ceil(num_batches / mesh.num_readers) * mesh.num_readers, mesh.num_readers):
+        share = part_of(windows[min(index, num_batches - 1)], mesh)
+        found = nats(share).item()
+        if index < num_batches:  # else it was computed for the others, who need this process's part of the weights
+            num_bytes = bytes_of_id[share.targets_BT[share.targets_BT >= 0].numpy()].sum()
+            sums += torch.tensor([found, num_bytes, num_counted(share)], dtype=torch.float64)
+    together, num_bytes, predicted = mesh.total(sums).tolist()
+    return Evaluation(
+        loss=together / predicted,
+        bits_per_byte=together / math.log(2) / max(1, num_bytes),
+        num_tokens=int(predicted),
+    )

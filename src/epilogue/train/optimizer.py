@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
-from epilogue.train.optimizers import Lion, NarrowAdamW
+from epilogue.train.optimizers import Lion, Muon, NarrowAdamW
 from epilogue.train.recipe import OptimizerRecipe
 
 

@@ -28,7 +28,7 @@ class Progress:
     """Model FLOPs utilisation: arithmetic of forward and backward, of attention only the pairs that causality and the
     documents let it see, over what the device can do at best; None where nobody measured that."""
     memory_bytes: int
-    """On CUDA the most that tensors have taken so far, elsewhere what the process takes now."""
+    """Of the first process: on CUDA the most that tensors have taken so far, elsewhere what the process takes now."""
     left_s: float
     """To the last step, at the pace of the steps since the start, with saving and evaluation."""
     learning_rate: float

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from epilogue.checkpoint import load_config
 from epilogue.errors import CheckpointError, RecipeError
 from epilogue.model import NAMED_SIZES, MPTConfig, config_from_dict, config_to_dict
-from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, StageRecipe
+from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, ParallelRecipe, StageRecipe
 from epilogue.train.recipe_parts import require as _require
 
 
@@ -115,10 +115,12 @@ class Recipe:
     batch_tokens: int = 262_144
     """Tokens an optimizer step sees; a multiple of micro_batch_tokens."""
     micro_batch_tokens: int = 65_536
-    """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding."""
+    """Tokens a forward pass sees, a multiple of context_tokens: memory against speed, no effect but rounding. With
+    parallel.context these are the tokens of all processes that share them."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     memory: MemoryRecipe = field(default_factory=MemoryRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     lora: LoraRecipe | None = None
     """Train adapters and nothing else; the whole model if null."""
     weights: Literal["fp32", "bf16"] = "fp32"
@@ -137,6 +139,8 @@ class Recipe:
     evaluate_tokens: int = 262_144
     """Held-out tokens of an evaluation; all of them if there are fewer."""
     save_every_steps: int = 500
+    keep_steps: int = 2
+    """Saved steps that stay, the newest."""
     epsilon: float = 0.0
     """Attention may leave out keys that together hold at most this share of a probability; 0 looks at everything."""
     seed: int = 0
@@ -152,7 +156,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         sizes = "steps context_tokens batch_tokens micro_batch_tokens"
-        intervals = "evaluate_every_steps evaluate_tokens save_every_steps"
+        intervals = "evaluate_every_steps evaluate_tokens save_every_steps keep_steps"
         _require(self, "", f"{sizes} {intervals}", "at least 1", lambda x: x >= 1)
         _require(self, "", "warmup_steps", "0 or more", lambda x: x >= 0)
         _require(self, "", "epsilon", "in [0, 1)", lambda x: 0 <= x < 1)

@@ -1,4 +1,4 @@
-"""Parts of a recipe that most runs leave out: stages, memory, adapters."""
+"""Parts of a recipe that most runs leave out: stages, memory, processes, adapters."""
 
 import math
 from dataclasses import dataclass
@@ -59,6 +59,23 @@ class MemoryRecipe:
         require(self, "memory.", "mlp_tile_tokens", "at least 1", _optional(1, math.inf))
         if self.mlp_tile_tokens is not None and self.checkpointing == "none":
             raise RecipeError("memory.mlp_tile_tokens needs memory.checkpointing selective or full, got none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelRecipe:
+    """How the processes that torchrun starts divide the work; their product is their number."""
+
+    replicate: int = 1
+    """Groups of processes that hold all weights each and read different sequences (HSDP)."""
+    shard: int = 0
+    """Processes of a group that read different sequences; 0 for as many as the other two leave. Weights and optimizer
+    state lie in parts over all processes of a group (FSDP)."""
+    context: int = 1
+    """Processes that hold a part of each sequence, and in attention a part of the heads."""
+
+    def __post_init__(self) -> None:
+        require(self, "parallel.", "replicate context", "at least 1", lambda x: x >= 1)
+        require(self, "parallel.", "shard", "0 or more", lambda x: x >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import yaml
 
 from epilogue.errors import RecipeError
 from epilogue.train.recipe import ModelRecipe, OptimizerRecipe, Recipe
-from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, StageRecipe
+from epilogue.train.recipe_parts import LoraRecipe, MemoryRecipe, ParallelRecipe, StageRecipe
 
-_TABLES = (ModelRecipe, OptimizerRecipe, MemoryRecipe, LoraRecipe, StageRecipe)
+_TABLES = (ModelRecipe, OptimizerRecipe, MemoryRecipe, ParallelRecipe, LoraRecipe, StageRecipe)
 _WORDS = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
 
 

@@ -111,6 +111,7 @@ class Elementwise(Optimizer):
             if held.device not in generators:
                 generators[held.device] = torch.Generator(held.device).manual_seed(self._seed << 32 | step)
             held.copy_(round_at_random(weight, generators[held.device]))
+            state.pop(_LOWER, None)
 
     def _widened(self, parameter: Tensor, state: dict[str, Any]) -> Tensor:
         """The weight in fp32: itself, if it is that."""
@@ -130,7 +131,7 @@ class Elementwise(Optimizer):
         if self._state_bits == 8 and parameter.ndim >= 2:
             codes, scales = to_eight_bits(value, self.moments[name])
             state[name], state[f"{name}_scales"] = (_laid_out_as(parameter, x) for x in (codes, scales))
-        elif name not in state:
+        elif state.pop(f"{name}_scales", None) is not None or name not in state:
             state[name] = _laid_out_as(parameter, value)
 
 
