@@ -13,13 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epilogue.errors import CapacityError, EpilogueError, RequestError, StateError
 from epilogue.server import openai, routes_books, routes_kobold, routes_openai, routes_saves
 from epilogue.server.grammars import Grammars
 from epilogue.server.metrics import Metrics
-from epilogue.server.worker import QueueFullError, Worker
+from epilogue.server.protocol import QueueFullError
+from epilogue.server.worker import Worker
 
 _log = logging.getLogger("epilogue.server")
 _RETRY_AFTER_S = 3
@@ -92,7 +94,7 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
     app.add_middleware(
         CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
     )
-    for kind in (RequestValidationError, HTTPException, EpilogueError, RecursionError, Exception):
+    for kind in (RequestValidationError, HTTPException, ClientDisconnect, EpilogueError, RecursionError, Exception):
         app.add_exception_handler(kind, _on_error)
 
     metrics = Metrics(worker)
@@ -135,6 +137,8 @@ def describe(error: Exception) -> tuple[int, str, str]:
         return error.status_code, str(error.detail), "invalid_request_error"
     if isinstance(error, RequestError):
         return 422, str(error), "invalid_request_error"
+    if isinstance(error, ClientDisconnect):
+        return 499, "the client has gone", "gone"
     if isinstance(error, RecursionError):
         return 400, "the body is nested too deeply; send a plain object", "invalid_request_error"
     if isinstance(error, QueueFullError):

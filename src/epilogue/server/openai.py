@@ -13,6 +13,8 @@ from epilogue.server.protocol import Begun, Ended, Event, Generation, Piece, Tok
 from epilogue.server.samplers import SamplerFields, as_list
 from epilogue.text import Tokenizer
 
+MOST_PROMPTS = 64
+"""Of one request: as many as may wait, or it would find no place however often it is tried."""
 _REFUSED = {
     "suffix": "text is written only behind a prompt",
     "tools": "a story model calls no tools",
@@ -101,12 +103,18 @@ class ChatRequest(_Request):
 
 
 def prompts(request: CompletionRequest) -> list[str | tuple[int, ...]]:
-    """The prompts of a request, one or several, as text or as ids."""
+    """The prompts of a request, one or several, as text or as ids.
+
+    Raises:
+        RequestError: more than one request may have.
+    """
     given = request.prompt
     if isinstance(given, str):
         return [given]
     if all(isinstance(part, int) for part in given):
         return [tuple(part for part in given if isinstance(part, int))]
+    if len(given) > MOST_PROMPTS:
+        raise RequestError(f"prompt holds {len(given)} texts, and at most {MOST_PROMPTS} are taken; ask several times")
     return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
 
 

@@ -12,16 +12,16 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from epilogue.engine import SamplingParams
 from epilogue.errors import StateError
 from epilogue.server import openai
 from epilogue.server.book import BookRow
-from epilogue.server.events import Ticket
+from epilogue.server.events import EventStream, Ticket
 from epilogue.server.job import Job
-from epilogue.server.protocol import Event, Generation, Reading
+from epilogue.server.protocol import Begun, Generation, Reading
 from epilogue.server.worker import Worker
 
 _OPEN = object()
@@ -69,15 +69,12 @@ async def read(request: Request, body: NewBook) -> Response:
     """Read a book, so that what is asked of it later begins at once; or find that it was read."""
     worker = _worker(request)
     generation = Generation(prompt=body.text, title=body.title, params=SamplingParams(max_new_tokens=0))
-    ticket = Ticket(worker, generation)
+    ticket = Ticket(worker, [generation])
     if not body.stream:
         await ticket.all_events(request)
-        return JSONResponse(_read_book(worker, ticket.job), 201)
-    events = ticket.events()
-    await anext(events)  # so that what cannot be read is still answered by its status
-    return StreamingResponse(
-        _lines(worker, ticket.job, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
+        return JSONResponse(_read_book(worker, ticket.jobs[0]), 201)
+    await ticket.begin(request)
+    return EventStream(ticket, _lines(worker, ticket))
 
 
 @router.post("/books/{book_id}/save")
@@ -168,11 +165,11 @@ def _progress(job: Job) -> dict[str, Any]:
     }
 
 
-async def _lines(worker: Worker, job: Job, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+async def _lines(worker: Worker, ticket: Ticket) -> AsyncIterator[str]:
+    [job] = ticket.jobs
     try:
-        yield _event("progress", _progress(job))
-        async for event in events:
-            if isinstance(event, Reading):
+        async for _, event in ticket.events():
+            if isinstance(event, Begun | Reading):
                 yield _event("progress", _progress(job))
     except Exception as error:
         yield _event("error", openai.error_body(str(error), "server_error"))
