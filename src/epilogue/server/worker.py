@@ -58,7 +58,7 @@ class Worker:
         model_name: str = "",
         most_waiting: int = 64,
         most_active: int = 8,
-        most_turn_s: float = 10.0,
+        most_turn_s: float = 30.0,
         most_books: int = 16,
         least_tokens: int = 2048,
     ) -> None:
