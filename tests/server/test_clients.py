@@ -15,8 +15,8 @@ from epilogue.engine import Engine
 from epilogue.errors import RequestError
 from epilogue.server import Settings, Worker, create_app
 from epilogue.server.events import Ticket
-from epilogue.server.job import Job
-from epilogue.server.protocol import Ended, Failed, Piece
+from epilogue.server.job import Job, Listener
+from epilogue.server.protocol import Ended, Event, Failed, Generation, Piece, Reading
 from epilogue.text import Tokenizer
 from server.material import PROMPT, WAIT_S, Client, Heard, asked
 
@@ -59,6 +59,19 @@ async def serving(make_engine: Callable[..., Engine], tokenizer: Tokenizer, **op
     engine = {"num_pages": 20_000} | options.pop("engine", {})
     worker = Worker(make_engine(**engine), tokenizer, **options)
     app = create_app(worker, Settings(model_name="little"))
+    app.state.submitted, app.state.begun = asyncio.Event(), asyncio.Event()
+    loop, submit = asyncio.get_running_loop(), worker.submit
+
+    def noting(generation: Generation, listener: Listener) -> Job:
+        def listen(event: Event) -> None:
+            if isinstance(event, Reading | Piece):
+                loop.call_soon_threadsafe(app.state.begun.set)
+            listener(event)
+
+        app.state.submitted.set()
+        return submit(generation, listen)
+
+    worker.submit = noting  # type: ignore[method-assign]
     worker.start()
     try:
         yield app
@@ -78,8 +91,7 @@ def test_a_client_that_goes_away_ends_its_work(make_engine: Any, tokenizer: Toke
             worker: Worker = app.state.desk.worker
             ends, client = Ends(worker), Client(app, way.split()[0], WAYS[way])
             asking = asyncio.ensure_future(client.ask())
-            while worker.num_active == 0:
-                await asyncio.sleep(0)
+            await app.state.begun.wait()
             client.leave()
             await asking
             num_jobs = 3 if "three" in way else 1
@@ -98,15 +110,15 @@ def test_a_client_that_goes_away_gives_its_place_in_the_queue_back(
             worker: Worker = app.state.desk.worker
             first = worker.submit(asked(tokens=100_000), (busy := Heard()))
             await until(busy, Piece)
-            client = Client(app, way.split()[0], WAYS[way])
+            ends, client = Ends(worker), Client(app, way.split()[0], WAYS[way])
+            app.state.submitted.clear()
             asking = asyncio.ensure_future(client.ask())
-            while worker.num_waiting == 0:
-                await asyncio.sleep(0)
+            await app.state.submitted.wait()
             client.leave()
             await asking
-            while worker.num_waiting:
-                await asyncio.sleep(0)
-            assert worker.num_active == 1
+            await ends.wait(3 if "three" in way else 1)
+            await asyncio.wrap_future(worker.ask(lambda: None))
+            assert (worker.num_waiting, worker.num_active) == (0, 1)
             first.cancel()
 
     asyncio.run(scene())
@@ -207,9 +219,9 @@ def test_a_request_that_is_aborted_in_the_queue_ends_properly(make_engine: Any, 
             first = worker.submit(asked(tokens=100_000), (busy := Heard()))
             await until(busy, Piece)
             client = Client(app, "/api/extra/generate/stream", LONG | {"genkey": "KCPP1"})
+            app.state.submitted.clear()
             asking = asyncio.ensure_future(client.ask())
-            while worker.num_waiting == 0:
-                await asyncio.sleep(0)
+            await app.state.submitted.wait()
             await Client(app, "/api/extra/abort", {"genkey": "KCPP1"}).ask()
             await asking
             assert client.text == 'event: message\ndata: {"token": "", "finish_reason": "stop"}\n\n'

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from epilogue.errors import CapacityError, EpilogueError, RequestError, StateError
 from epilogue.server import openai, routes_books, routes_kobold, routes_openai, routes_saves
 from epilogue.server.grammars import Grammars
+from epilogue.server.job import Job
+from epilogue.server.log import AnswerLog, log_work
 from epilogue.server.metrics import Metrics
 from epilogue.server.protocol import QueueFullError
 from epilogue.server.worker import Worker
@@ -33,6 +36,8 @@ _REFUSALS: tuple[tuple[int | str, str], ...] = (
     (503, "too many requests wait; Retry-After tells when to come again"),
     (507, "the text does not fit into memory"),
 )
+_BRIEF = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 _OPEN_PATHS = ("/healthz",)
 # How many times the length that a model was trained on ALiBi is relied on for (docs/log.md, "Past the trained length").
 _EXTRAPOLATION = 4
@@ -94,12 +99,19 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
     app.add_middleware(
         CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
     )
+    app.add_middleware(AnswerLog)
     for kind in (RequestValidationError, HTTPException, ClientDisconnect, EpilogueError, RecursionError, Exception):
         app.add_exception_handler(kind, _on_error)
 
     metrics = Metrics(worker)
 
-    @app.get("/metrics")
+    def on_end(job: Job, *, outcome: str) -> None:
+        metrics.count(job, outcome=outcome)
+        log_work(job, outcome=outcome)
+
+    worker.on_end = on_end
+
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """Figures for Prometheus."""
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
@@ -131,8 +143,11 @@ def describe(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
-        given = str(first.get("input"))[:80]
-        return 422, f"{place or 'the body'}: {first['msg']}; got {given!r}", "invalid_request_error"
+        return (
+            422,
+            f"{place or 'the body'}: {first['msg']}; got {_BRIEF.repr(first.get('input'))}",
+            "invalid_request_error",
+        )
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail), "invalid_request_error"
     if isinstance(error, RequestError):
@@ -184,15 +199,17 @@ class _AnyContentType:
 
 
 class _KeyCheck:
-    """Lets nobody in without the key."""
+    """Lets nobody in without the key. How long a refusal takes says nothing about the key."""
 
     def __init__(self, app: ASGIApp, *, api_key: str) -> None:
-        self.app, self._wanted = app, f"Bearer {api_key}".encode()
+        # Of a key that is not ASCII clients send either encoding.
+        self.app, self._wanted = app, [api_key.encode(errors="replace"), api_key.encode("latin-1", errors="replace")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._wanted):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            is_key = [hmac.compare_digest(given, wanted) for wanted in self._wanted]
+            if scheme.lower() != b"bearer" or not any(is_key):
                 error = openai.error_body("a valid key is wanted: Authorization: Bearer KEY", "unauthorized")
                 body = error | {"detail": {"error": "Unauthorized", "msg": "Authentication key is missing or invalid."}}
                 await JSONResponse(body, 401)(scope, receive, send)

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
@@ -18,6 +18,10 @@ from epilogue.server.worker import Worker
 
 _log = logging.getLogger("epilogue.server")
 T = TypeVar("T")
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "a stream of events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+"""What the OpenAPI schema says of an endpoint that streams."""
 
 
 class Ticket:

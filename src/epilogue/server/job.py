@@ -61,6 +61,11 @@ class Job:
         return total if self.is_read else max(0, total - num_unread)
 
     @property
+    def num_written_tokens(self) -> int:
+        """Of all continuations, so far."""
+        return sum(writing.num_tokens for writing in self.writings)
+
+    @property
     def seconds_left(self) -> float | None:
         """How long reading will go on, at the pace so far; None before that is known."""
         num_read, num_total = self.num_read_tokens, self.num_prompt_tokens - self.num_cached_tokens

@@ -22,6 +22,10 @@ _REFUSED = {
 }
 
 
+# Of millions of wrong parts the first is told; an error for each would be gigabytes.
+_Ids = Annotated[list[int], Field(fail_fast=True)]
+
+
 class SchemaOfFormat(BaseModel):
     """Where a JSON schema stands in a response format."""
 
@@ -69,7 +73,7 @@ class CompletionRequest(_Request):
     """The body of /v1/completions, after aliases."""
 
     max_length: Annotated[int, Field(ge=0, le=1_000_000)] = 16
-    prompt: str | list[int] | list[str] | list[list[int]] = ""
+    prompt: str | _Ids | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[_Ids], Field(fail_fast=True)] = ""
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -79,7 +83,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:
@@ -97,7 +101,7 @@ class Message(BaseModel):
 class ChatRequest(_Request):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 

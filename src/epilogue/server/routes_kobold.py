@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 import epilogue
 from epilogue.server import kobold, openai
-from epilogue.server.events import EventStream, SignsOfLife, Ticket
+from epilogue.server.events import EVENTS, EventStream, SignsOfLife, Ticket
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.openai import Choice, Usage
 from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
@@ -76,7 +76,7 @@ class Ids(BaseModel):
     """Tokens to turn into text."""
 
     model_config = ConfigDict(extra="ignore")
-    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000_000)] = []
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000_000, fail_fast=True)] = []
 
 
 def _memory(request: Request) -> Desk:
@@ -232,7 +232,7 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     }
 
 
-@router.post("/api/extra/generate/stream")
+@router.post("/api/extra/generate/stream", response_class=Response, responses=EVENTS)
 async def generate_stream(request: Request, body: KoboldRequest) -> Response:
     """Write, and tell every piece as it comes."""
     generation = await run_in_threadpool(_generation, request, body.model_copy(update={"n": 1}))

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 
 from epilogue.server import openai
-from epilogue.server.events import EventStream, SignsOfLife, Ticket
+from epilogue.server.events import EVENTS, EventStream, SignsOfLife, Ticket
 from epilogue.server.grammars import Grammars
 from epilogue.server.openai import ChatRequest, Choice, CompletionRequest, Usage
 from epilogue.server.protocol import Ended, Generation, Piece, Scored, TokenLogprobs
@@ -25,7 +25,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request)]}
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", responses={404: {"description": "no such model"}})
 async def model(request: Request, model: str) -> Response:
     """The same, by its name."""
     name = request.app.state.desk.settings.model_name
@@ -41,7 +41,7 @@ def _model(request: Request) -> dict[str, Any]:
     return known | {"max_model_len": desk.context_tokens}
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=EVENTS)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Text that comes next."""
     tokenizer = request.app.state.desk.worker.tokenizer
@@ -53,7 +53,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return await _respond(request, body, await run_in_threadpool(generations), shape)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=EVENTS)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Text that comes next, behind what was said."""
     tokenizer = request.app.state.desk.worker.tokenizer

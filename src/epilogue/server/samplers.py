@@ -53,6 +53,8 @@ def _as_ids(value: object) -> object:
 
 Text = Annotated[str, Field(max_length=64_000_000)]
 """A prompt, or another text that may be as long as a book."""
+MOST_GRAMMAR = 100_000
+"""Characters of a grammar, or of a schema."""
 _Texts = Annotated[list[Annotated[str, Field(max_length=10_000)]], BeforeValidator(as_list)]
 
 
@@ -102,7 +104,7 @@ class SamplerFields(BaseModel):
     logit_bias: Annotated[dict[int, float], Field(max_length=4096)] = {}
     custom_token_bans: Annotated[list[int], Field(max_length=4096), BeforeValidator(_as_ids)] = []
     banned_tokens: Annotated[_Texts, Field(max_length=768)] = []
-    grammar: str = ""
+    grammar: Annotated[str, Field(max_length=MOST_GRAMMAR)] = ""
     grammar_retain_state: bool = False
 
     @model_validator(mode="before")
