@@ -3,7 +3,7 @@
 import hmac
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import Repr
@@ -129,7 +129,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     # What came may be quoted, and what came may be no Unicode.
     message = message.encode(errors="replace").decode()
     if status == 500:
-        _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        _log.exception("a request failed", exc_info=error)
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else {}
     if isinstance(error, HTTPException):
         headers |= dict(error.headers or {})
@@ -194,7 +194,8 @@ class _AnyContentType:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+            # In place, for the log finds here what the router finds out.
+            scope["headers"] = [*headers, (b"content-type", b"application/json")]
         await self.app(scope, receive, send)
 
 
@@ -202,8 +203,10 @@ class _KeyCheck:
     """Lets nobody in without the key. How long a refusal takes says nothing about the key."""
 
     def __init__(self, app: ASGIApp, *, api_key: str) -> None:
-        # Of a key that is not ASCII clients send either encoding.
-        self.app, self._wanted = app, [api_key.encode(errors="replace"), api_key.encode("latin-1", errors="replace")]
+        # Of a key that is not ASCII clients send either encoding, if it has both.
+        self.app, self._wanted = app, [api_key.encode(errors="surrogateescape")]
+        with suppress(UnicodeEncodeError):
+            self._wanted.append(api_key.encode("latin-1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:

@@ -19,7 +19,7 @@ from epilogue.server.worker import Worker
 _log = logging.getLogger("epilogue.server")
 T = TypeVar("T")
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "a stream of events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "a stream of events", "content": {"text/event-stream": {}}}
 }
 """What the OpenAPI schema says of an endpoint that streams."""
 

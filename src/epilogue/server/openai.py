@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from epilogue.errors import RequestError
 from epilogue.server.protocol import Begun, Ended, Event, Generation, Piece, TokenLogprobs
-from epilogue.server.samplers import SamplerFields, as_list
+from epilogue.server.samplers import MOST_BIASES, SamplerFields, as_list, not_too_many
 from epilogue.text import Tokenizer
 
 MOST_PROMPTS = 64
@@ -57,8 +57,20 @@ class _Request(SamplerFields, BaseModel):
     top_k: int = 0
     top_p: float = 1.0
     rep_pen_range: int = 2048
-    sampler_order: Annotated[list[int], Field(max_length=16), BeforeValidator(as_list)] = [6, 5, 0, 1, 2, 3, 4]
-    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096)] = {}
+    sampler_order: Annotated[list[int], Field(max_length=16, fail_fast=True), BeforeValidator(as_list)] = [
+        6,
+        5,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    logit_bias: Annotated[
+        dict[int, Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MOST_BIASES),
+        BeforeValidator(not_too_many),
+    ] = {}
 
     @model_validator(mode="before")
     @classmethod
