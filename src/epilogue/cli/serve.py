@@ -51,7 +51,7 @@ def run_serve(options: ServeOptions) -> None:
         EpilogueError: the model is not usable.
     """
     console = Console(stderr=True, highlight=False, markup=False)
-    _check_reach(options)
+    check_reach(options.host, api_key=options.api_key, is_insecure=options.is_insecure)
     try:
         import uvicorn
 
@@ -107,12 +107,16 @@ def _open_door(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check_reach(options: ServeOptions) -> None:
-    if options.api_key or options.is_insecure or _is_loopback(options.host):
-        return
-    raise RequestError(
-        f"--host {options.host} lets other machines in; give --api-key KEY, or --insecure if anybody may come"
-    )
+def check_reach(host: str, *, api_key: str | None, is_insecure: bool) -> None:
+    """Refuse to let other machines in without a key, unless that is asked for.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not (api_key or is_insecure or _is_loopback(host)):
+        raise RequestError(
+            f"--host {host} lets other machines in; give --api-key KEY, or --insecure if anybody may come"
+        )
 
 
 def _is_loopback(host: str) -> bool:
