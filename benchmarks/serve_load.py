@@ -14,6 +14,7 @@ left over.
 import argparse
 import asyncio
 import re
+import signal
 import sys
 import threading
 import time
@@ -26,12 +27,16 @@ from typing import Any
 import httpx2
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from benchmarks.harness import finish, machine_card, require_green
 from benchmarks.serve_book import BUNDLED, Server
 from benchmarks.writers import MIX, Visit, Writer
+from epilogue.checkpoint import load_config
+from epilogue.model import page_bytes
 from epilogue.text import read_book
 
+FloatArray = NDArray[np.float64]
 COUNTED = ("read", "cached", "written")
 
 
@@ -66,28 +71,40 @@ def by_kind(visits: Sequence[Visit]) -> dict[str, dict[str, Any]]:
 
 
 class Memory:
-    """The server's resident memory, every half second."""
+    """The server's resident memory, every second, and how much of it is pages: these are filled until as many books
+    are open as may be, and stay the process's when they are given back.
+    """
 
-    def __init__(self, process_id: int) -> None:
-        self._process, self._over = psutil.Process(process_id), threading.Event()
-        self.samples: list[tuple[float, float]] = []
+    def __init__(self, server: Server) -> None:
+        self._server, self._process = server, psutil.Process(server.process.pid)
+        self._page_mib = page_bytes(load_config(BUNDLED / "epilogue-tiny"), "float32") / 2**20
+        self._over = threading.Event()
+        self.samples: list[tuple[float, float, float]] = []
+        """Seconds, MiB, and MiB without the most pages that were ever held."""
         self._thread = threading.Thread(target=self._sample)
         self._thread.start()
 
     def _sample(self) -> None:
-        start = time.monotonic()
-        while not self._over.wait(0.5):
-            self.samples.append((time.monotonic() - start, self._process.memory_info().rss / 2**20))
+        start, most_pages = time.monotonic(), 0.0
+        while not self._over.wait(1.0):
+            most_pages = max(most_pages, figures(self._server)["epilogue_held_pages"])
+            rss_mib = self._process.memory_info().rss / 2**20
+            self.samples.append((time.monotonic() - start, rss_mib, rss_mib - most_pages * self._page_mib))
 
     def stop(self) -> dict[str, Any]:
         self._over.set()
         self._thread.join()
         later = np.array(self.samples[len(self.samples) // 2 :])
+
+        def growth(mib: FloatArray) -> float:
+            return round(60 * float(np.polyfit(later[:, 0], mib, 1)[0]), 2)
+
         every = max(1, len(self.samples) // 24)
         return {
-            "over_time": [(round(s), round(mib)) for s, mib in self.samples[::every]],
-            "most": round(max(mib for _, mib in self.samples)),
-            "second_half_growth_a_minute": round(60 * float(np.polyfit(later[:, 0], later[:, 1], 1)[0]), 2),
+            "over_time": [(round(s), round(mib), round(rest)) for s, mib, rest in self.samples[::every]],
+            "most": round(max(mib for _, mib, _ in self.samples)),
+            "second_half_growth_a_minute": growth(later[:, 1]),
+            "second_half_growth_a_minute_without_pages": growth(later[:, 2]),
         }
 
 
@@ -122,14 +139,14 @@ def measure(text: str, states: Path, args: argparse.Namespace) -> dict[str, Any]
     assert server.process.stderr is not None
     listening = threading.Thread(target=said.extend, args=(server.process.stderr,))
     listening.start()
-    before, memory, start = figures(server), Memory(server.process.pid), time.monotonic()
+    before, memory, start = figures(server), Memory(server), time.monotonic()
     visits = asyncio.run(load(server.port, text, num_clients=args.clients, seconds=args.seconds))
     wait_until_idle(server)
     seconds, rss = time.monotonic() - start, memory.stop()
     after = figures(server)
     remove_books(server)
     end = figures(server)
-    stop_s = server.stop(2)
+    stop_s = server.stop(signal.SIGINT)
     listening.join()
     done = Counter(visit.client for visit in visits if visit.error is None)
     grown = {name: after[f"epilogue_{name}_tokens_total"] - before[f"epilogue_{name}_tokens_total"] for name in COUNTED}
