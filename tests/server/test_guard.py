@@ -1,5 +1,6 @@
 """Who may ask, for what, and what is told of it: keys, origins, files, figures and the log."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
+from starlette.types import Message
 
+from epilogue.server import Settings, Worker, create_app
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.log import JsonLines
 from epilogue.server.openai import ChatRequest, CompletionRequest
+from epilogue.text import Tokenizer
 from server.conftest import Serve
+from server.material import Client
 
 PROMPT = "The wind went round"
 SECRET = "Grüße, nobody shall read this"
@@ -128,6 +133,23 @@ def test_of_a_body_that_is_all_wrong_little_is_said(model: Any, body: dict[str, 
     with pytest.raises(ValidationError) as caught:
         model.model_validate(body)
     assert caught.value.error_count() <= 1000
+
+
+def test_a_body_without_end_is_not_taken_in(make_engine: Any, tokenizer: Tokenizer) -> None:
+    """It says no length, and comes for as long as it is read."""
+    app = create_app(Worker(make_engine(), tokenizer), Settings(model_name="little", most_body_bytes=10_000))
+
+    class Endless(Client):
+        num_taken = 0
+
+        async def _receive(self) -> Message:
+            self.num_taken += 1
+            return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
+
+    client = Endless(app, "/api/v1/generate", {})
+    asyncio.run(client.ask())
+    assert client.status == 413
+    assert client.num_taken == 11
 
 
 def test_what_is_quoted_of_a_wrong_field_is_short(client: TestClient) -> None:
