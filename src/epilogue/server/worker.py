@@ -136,7 +136,9 @@ class Worker:
 
         def errand() -> None:
             try:
-                answer.set_result(work())
+                result = work()
+                self._count_pages()  # before it is told, or who hears of it may still see what was
+                answer.set_result(result)
             except BaseException as error:
                 answer.set_exception(error)
 
@@ -169,7 +171,7 @@ class Worker:
 
     @property
     def num_held_pages(self) -> int:
-        """Pages in use after the latest round."""
+        """Pages in use."""
         return self._num_held_pages
 
     def jobs(self) -> list[Job]:
@@ -257,7 +259,7 @@ class Worker:
             self._read(reading[0])
             chunk_s = time.monotonic() - start
         self._write(chunk_s)
-        self._num_held_pages = self.engine.pages.num_held
+        self._count_pages()
 
     def _run_errands(self) -> None:
         for _ in range(len(self._errands)):  # what these add is for the next round
@@ -317,6 +319,10 @@ class Worker:
         for text in job.texts():
             book = self.shelf.add(text, title=job.generation.title, saves=not job.generation.scores_prompt)
             job.book_id = book.id if book else None
+        self._count_pages()
+
+    def _count_pages(self) -> None:
+        self._num_held_pages = self.engine.pages.num_held
 
 
 def _stopping() -> QueueFullError:
