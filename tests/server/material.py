@@ -11,7 +11,7 @@ from epilogue.engine import SamplingParams
 from epilogue.server.protocol import Event, Generation, Piece
 
 PROMPT = "The wind went round to the north"
-WAIT_S = 20
+WAIT_S = 120
 
 
 class Heard:

@@ -1,11 +1,13 @@
 """Clients as they are: they go away, they do not read, they ask for much at once. Others notice nothing."""
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import ref
 
 import pytest
 from fastapi import FastAPI
@@ -59,7 +61,7 @@ async def serving(make_engine: Callable[..., Engine], tokenizer: Tokenizer, **op
     engine = {"num_pages": 20_000} | options.pop("engine", {})
     worker = Worker(make_engine(**engine), tokenizer, **options)
     app = create_app(worker, Settings(model_name="little"))
-    app.state.submitted, app.state.begun = asyncio.Event(), asyncio.Event()
+    app.state.submitted, app.state.begun, app.state.jobs = asyncio.Event(), asyncio.Event(), []
     loop, submit = asyncio.get_running_loop(), worker.submit
 
     def noting(generation: Generation, listener: Listener) -> Job:
@@ -69,7 +71,9 @@ async def serving(make_engine: Callable[..., Engine], tokenizer: Tokenizer, **op
             listener(event)
 
         app.state.submitted.set()
-        return submit(generation, listen)
+        job = submit(generation, listen)
+        app.state.jobs.append(ref(job))
+        return job
 
     worker.submit = noting  # type: ignore[method-assign]
     worker.start()
@@ -246,6 +250,27 @@ def test_a_full_queue_tells_when_to_come_again(make_engine: Any, tokenizer: Toke
             second.cancel()
 
     asyncio.run(scene())
+
+
+def test_nothing_of_a_request_is_left_when_it_is_over(make_engine: Any, tokenizer: Tokenizer) -> None:
+    """What clients may still ask for by its key is its text, and that keeps no book."""
+
+    async def scene() -> list[Any]:
+        async with serving(make_engine, tokenizer) as app:
+            for number, (way, body) in enumerate(WAYS.items()):
+                short = {"max_length": 3, "max_tokens": 3, "genkey": f"KCPP{number}"}
+                await Client(app, way.split()[0], body | short).ask()
+            client = Client(app, "/api/extra/generate/stream", LONG)
+            asking = asyncio.ensure_future(client.ask())
+            await client.came.wait()
+            client.leave()
+            await asking
+        return list(app.state.jobs)
+
+    jobs = asyncio.run(scene())
+    gc.collect()
+    assert len(jobs) == len(WAYS) + 2 + 1
+    assert [job() for job in jobs if job() is not None] == []
 
 
 def test_several_prompts_are_streamed_side_by_side(client: TestClient) -> None:
