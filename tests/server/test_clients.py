@@ -258,7 +258,7 @@ def test_nothing_of_a_request_is_left_when_it_is_over(make_engine: Any, tokenize
     async def scene() -> list[Any]:
         async with serving(make_engine, tokenizer) as app:
             for number, (way, body) in enumerate(WAYS.items()):
-                short = {"max_length": 3, "max_tokens": 3, "genkey": f"KCPP{number}"}
+                short = {"max_length": 3, "max_tokens": 3, "genkey": f"KCPP{number}", "text": PROMPT}
                 await Client(app, way.split()[0], body | short).ask()
             client = Client(app, "/api/extra/generate/stream", LONG)
             asking = asyncio.ensure_future(client.ask())
