@@ -61,3 +61,19 @@ def serve(make_engine: Callable[..., Engine], tokenizer: Tokenizer) -> Iterator[
 @pytest.fixture
 def client(serve: Serve) -> TestClient:
     return serve()
+
+
+@pytest.fixture
+def work(make_engine: Callable[..., Engine], tokenizer: Tokenizer) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def start(*, engine: dict[str, Any] | None = None, **options: Any) -> Worker:
+        worker = Worker(make_engine(**(engine or {})), tokenizer, **options)
+        worker.start()
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop()
+        assert worker.engine.pages.num_held == 0

@@ -1,66 +1,15 @@
 """What the worker promises whoever shares it: nobody waits for ever, nobody hears of another, no page is lost."""
 
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from epilogue.engine import Engine, SamplingParams
+from epilogue.engine import Engine
 from epilogue.errors import CapacityError
 from epilogue.server import QueueFullError, Worker
-from epilogue.server.protocol import Begun, Done, Ended, Event, Failed, Generation, Piece, Reading
+from epilogue.server.protocol import Begun, Done, Ended, Failed, Piece, Reading
 from epilogue.text import Tokenizer
-
-PROMPT = "The wind went round to the north"
-WAIT_S = 60
-
-
-class Heard:
-    """A listener that can be waited for."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, event: Event) -> None:
-        with self._changed:
-            self.events.append(event)
-            self._changed.notify_all()
-
-    def wait(self, *kinds: type) -> Event:
-        def found() -> Event | None:
-            return next((event for event in self.events if isinstance(event, kinds)), None)
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: found() is not None, WAIT_S), self.events
-        event = found()
-        assert event is not None
-        return event
-
-    @property
-    def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Piece))
-
-
-@pytest.fixture
-def work(make_engine: Callable[..., Engine], tokenizer: Tokenizer) -> Iterator[Callable[..., Worker]]:
-    started: list[Worker] = []
-
-    def start(*, engine: dict[str, Any] | None = None, **options: Any) -> Worker:
-        worker = Worker(make_engine(**(engine or {})), tokenizer, **options)
-        worker.start()
-        started.append(worker)
-        return worker
-
-    yield start
-    for worker in started:
-        worker.stop()
-        assert worker.engine.pages.num_held == 0
-
-
-def asked(prompt: str = PROMPT, *, tokens: int = 10, seed: int = 1, **more: Any) -> Generation:
-    return Generation(prompt=prompt, params=SamplingParams(max_new_tokens=tokens, seed=seed, ignore_eos=True), **more)
+from server.material import PROMPT, Heard, asked
 
 
 def test_many_at_once_get_what_they_would_get_alone(work: Callable[..., Worker]) -> None:
@@ -110,6 +59,94 @@ def test_a_request_that_waits_can_be_cancelled_too(work: Callable[..., Worker]) 
     busy.cancel()
     second.wait(Done)
     assert not any(isinstance(event, Begun | Piece) for event in second.events)
+
+
+def test_one_that_waits_is_cancelled_before_there_is_a_place_for_it(work: Callable[..., Worker]) -> None:
+    worker, first, second = work(most_active=1, most_turn_s=1e9), Heard(), Heard()
+    busy = worker.submit(asked(tokens=10_000), first)
+    first.wait(Piece)
+    worker.submit(asked(num_texts=2), second).cancel()
+    second.wait(Done)
+    assert [event for event in second.events if isinstance(event, Ended)] == [
+        Ended(index, "cancelled", num_tokens=0, seed=0) for index in range(2)
+    ]
+    assert not any(isinstance(event, Done) for event in first.events)
+    assert worker.num_waiting == 0
+    busy.cancel()
+
+
+def test_nobody_waits_for_the_end_of_a_novel(work: Callable[..., Worker]) -> None:
+    """With one place, a long text lets short ones go first, and is the same for it."""
+    alone, worker = work(), work(most_active=1, most_turn_s=0.0)
+    wanted, long, short = Heard(), Heard(), [Heard() for _ in range(3)]
+    alone.submit(asked(tokens=400), wanted)
+    worker.submit(asked(tokens=400), long)
+    long.wait(Piece)
+    for seed, listener in enumerate(short):
+        worker.submit(asked(PROMPT * 20, tokens=5, seed=seed), listener)
+    for listener in short:
+        listener.wait(Done)
+    assert not any(isinstance(event, Done) for event in long.events)
+    for listener in (wanted, long):
+        listener.wait(Done)
+    assert long.text == wanted.text
+
+
+def test_a_long_reading_gives_way_too(work: Callable[..., Worker]) -> None:
+    worker, long, short = work(most_active=1, most_turn_s=0.0, engine={"num_pages": 2000}), Heard(), Heard()
+    job = worker.submit(asked(PROMPT * 300, tokens=1), long)
+    long.wait(Reading)
+    worker.submit(asked(tokens=5), short)
+    short.wait(Done)
+    assert not any(isinstance(event, Done) for event in long.events)
+    job.cancel()
+    long.wait(Done)
+
+
+def test_nobody_gives_way_where_memory_is_short(work: Callable[..., Worker]) -> None:
+    """The first holds more than half of it, so the second begins behind its end."""
+    worker = work(most_active=1, most_turn_s=0.0, engine={"num_pages": 60, "epsilon": 0.0})
+    first, second = Heard(), Heard()
+    worker.submit(asked(PROMPT * 100, tokens=100), first)
+    first.wait(Piece)
+    worker.submit(asked("Nobody", tokens=5), second)
+    second.wait(Begun)
+    assert any(isinstance(event, Done) for event in first.events)
+    second.wait(Done)
+
+
+def test_memory_that_others_need_is_to_be_waited_for(work: Callable[..., Worker]) -> None:
+    """Alone it would fit, so it is no refusal for good."""
+    worker, refused, served = work(engine={"num_pages": 60, "epsilon": 0.0}), Heard(), Heard()
+    others = worker.ask(lambda: worker.engine.open_book(worker.tokenizer.encode(PROMPT * 100))).result()
+    worker.submit(asked("Nobody. " + PROMPT * 100), refused)
+    failed = refused.wait(Failed)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, QueueFullError)
+    worker.ask(lambda: worker.engine.close(others)).result()
+    worker.submit(asked("Nobody. " + PROMPT * 100), served)
+    served.wait(Done)
+
+
+def test_what_is_done_keeps_no_book(work: Callable[..., Worker]) -> None:
+    worker, heard = work(), Heard()
+    job = worker.submit(asked(PROMPT * 20, tokens=5), heard)
+    heard.wait(Done)
+    num_read = job.num_read_tokens
+    worker.stop()
+    assert (job.sequence, job.writings, job.ids) == (None, [], [])
+    assert job.num_read_tokens == num_read == job.num_prompt_tokens > 0
+
+
+def test_held_pages_are_those_of_now(work: Callable[..., Worker]) -> None:
+    worker, heard = work(), Heard()
+    job = worker.submit(asked(PROMPT * 20, tokens=5), heard)
+    heard.wait(Done)
+    assert worker.num_held_pages > 0
+    book_id = job.book_id
+    assert book_id is not None
+    worker.ask(lambda: worker.shelf.forget(book_id)).result()
+    assert worker.num_held_pages == 0
 
 
 def test_a_full_queue_is_said_at_once(work: Callable[..., Worker]) -> None:

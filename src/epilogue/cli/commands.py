@@ -317,6 +317,8 @@ def serve(
     context: serve_options.ContextTokens = None,
     saves: serve_options.Saves = None,
     no_keep: serve_options.NoKeep = False,
+    grace: serve_options.Grace = 10.0,
+    log: serve_options.Log = False,
     states: options.States = None,
     states_gib: options.StatesGib = None,
 ) -> None:
@@ -338,7 +340,7 @@ def serve(
         ServeOptions(
             model=model, host=host, port=port, api_key=api_key, is_insecure=insecure,
             allowed_origins=tuple(allow_origin or ("*",)), device=device, dtype=dtype, max_seq_len=max_seq_len,
-            kv_storage=kv_storage, epsilon=epsilon, context_tokens=context, saves=saves,
-            library=None if no_keep else library_at(states, states_gib),
+            kv_storage=kv_storage, epsilon=epsilon, context_tokens=context, saves=saves, grace_s=grace,
+            logs_requests=log, library=None if no_keep else library_at(states, states_gib),
         )
     )  # fmt: skip

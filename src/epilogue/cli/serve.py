@@ -1,9 +1,11 @@
 """`epilogue serve`: the engine behind HTTP, for KoboldAI's front ends and everything that speaks OpenAI's API."""
 
+import asyncio
 import ipaddress
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +14,9 @@ from epilogue.checkpoint import load_tokenizer
 from epilogue.cli.settings import name_of, open_engine, open_model
 from epilogue.engine import Library
 from epilogue.errors import RequestError
+
+# For clients to take in what was written last; who does not read loses it.
+_LAST_WORDS_S = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,9 @@ class ServeOptions:
     epsilon: float
     context_tokens: int | None
     saves: Path | None
+    grace_s: float
+    """How long what is being written goes on after Ctrl-C or a signal to end."""
+    logs_requests: bool
     library: Library | None
     """Where books are kept on disk; None keeps none."""
 
@@ -43,11 +51,11 @@ def run_serve(options: ServeOptions) -> None:
         EpilogueError: the model is not usable.
     """
     console = Console(stderr=True, highlight=False, markup=False)
-    _check_reach(options)
+    check_reach(options.host, api_key=options.api_key, is_insecure=options.is_insecure)
     try:
         import uvicorn
 
-        from epilogue.server import Settings, Worker, create_app
+        from epilogue.server import Settings, Worker, create_app, write_log
     except ImportError as error:
         raise RequestError(f"{error.name} is not installed; run pip install 'epilogue[server]'") from error
     with console.status("loading the model"):
@@ -74,9 +82,20 @@ def run_serve(options: ServeOptions) -> None:
     console.print(
         f"Kobold clients connect to {place}, OpenAI clients to {place}/v1; Ctrl-C stops", style="dim", soft_wrap=True
     )
-    config = uvicorn.Config(create_app(worker, settings), log_level="warning", timeout_graceful_shutdown=10)
+    write_log(requests=options.logs_requests)
+    config = uvicorn.Config(create_app(worker, settings), log_config=None, access_log=False)
+
+    class Server(uvicorn.Server):
+        """Ends streams as any other: front ends take a broken one for a failure, and may throw away what came."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            worker.refuse()
+            asyncio.get_running_loop().call_later(options.grace_s, worker.cancel_all)
+            self.config.timeout_graceful_shutdown = ceil(options.grace_s) + _LAST_WORDS_S
+            await super().shutdown(sockets)
+
     with suppress(KeyboardInterrupt):  # which is how a server is stopped: all has been seen to
-        uvicorn.Server(config).run(sockets=[door])
+        Server(config).run(sockets=[door])
 
 
 def _open_door(host: str, port: int) -> socket.socket:
@@ -88,12 +107,16 @@ def _open_door(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _check_reach(options: ServeOptions) -> None:
-    if options.api_key or options.is_insecure or _is_loopback(options.host):
-        return
-    raise RequestError(
-        f"--host {options.host} lets other machines in; give --api-key KEY, or --insecure if anybody may come"
-    )
+def check_reach(host: str, *, api_key: str | None, is_insecure: bool) -> None:
+    """Refuse to let other machines in without a key, unless that is asked for.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not (api_key or is_insecure or _is_loopback(host)):
+        raise RequestError(
+            f"--host {host} lets other machines in; give --api-key KEY, or --insecure if anybody may come"
+        )
 
 
 def _is_loopback(host: str) -> bool:

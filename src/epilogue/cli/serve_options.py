@@ -31,6 +31,18 @@ Saves = Annotated[
         help="Let front ends save stories here, in twelve slots as KoboldCpp has; nowhere if left out.",
     ),
 ]
+Grace = Annotated[
+    float,
+    typer.Option(
+        "--grace",
+        metavar="SECONDS",
+        min=0,
+        help="When the server is stopped, what is being written goes on so long; then it ends with what there is.",
+    ),
+]
+Log = Annotated[
+    bool, typer.Option("--log", help="Tell of every request on stderr, a line of JSON each, without its text.")
+]
 ContextTokens = Annotated[
     int | None,
     typer.Option(

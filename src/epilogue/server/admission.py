@@ -14,6 +14,7 @@ from epilogue.errors import CapacityError, StateError
 from epilogue.server.book import Book
 from epilogue.server.job import Job
 from epilogue.server.known_scores import KnownScores
+from epilogue.server.protocol import QueueFullError
 from epilogue.server.shelf import Shelf
 from epilogue.text import Tokenizer
 
@@ -30,6 +31,7 @@ class Admission:
         shelf: whose unused books make room, and take in what is found on disk.
         known_scores: of texts that were scored.
         post: has something done for a request in the engine's thread.
+        most_tokens: the longest text that there is memory for when there is no other.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Admission:
         known_scores: KnownScores,
         *,
         post: Callable[[Job, Callable[[], None]], None],
+        most_tokens: int,
     ) -> None:
         self._engine, self._tokenizer, self._shelf = engine, tokenizer, shelf
-        self._known_scores, self._post = known_scores, post
+        self._known_scores, self._post, self._most_tokens = known_scores, post, most_tokens
         self._without_room: list[Job] = []
         self._helpers = ThreadPoolExecutor(2, thread_name_prefix="epilogue helper")
 
@@ -88,7 +91,8 @@ class Admission:
         """Put a text into the engine, closing unused ones for as long as it does not fit; False if it must wait.
 
         Raises:
-            CapacityError: it does not fit, and no pages are about to come free.
+            CapacityError: it does not fit.
+            QueueFullError: it does not fit now, and no pages are about to come free.
         """
         while True:
             try:
@@ -98,10 +102,18 @@ class Admission:
                 if self._shelf.make_room():
                     continue
                 if not self._shelf.is_saving:
+                    self._refuse_for_now(job)
                     raise
                 # A state that is being written holds pages until it is.
                 self._without_room.append(job)
                 return False
+
+    def _refuse_for_now(self, job: Job) -> None:
+        num_tokens = len(job.ids) + job.generation.params.max_new_tokens
+        if self._engine.pages.num_held and num_tokens <= self._most_tokens:
+            raise QueueFullError(
+                f"the memory that {num_tokens} tokens need is other requests' now; try again in a few seconds"
+            ) from None
 
     def _find(self, library: Library, ids: list[int], *, least_tokens: int) -> Found | None:
         while True:

@@ -3,23 +3,28 @@
 import hmac
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from epilogue.errors import CapacityError, EpilogueError, RequestError, StateError
 from epilogue.server import openai, routes_books, routes_kobold, routes_openai, routes_saves
 from epilogue.server.grammars import Grammars
+from epilogue.server.job import Job
+from epilogue.server.log import AnswerLog, log_work
 from epilogue.server.metrics import Metrics
-from epilogue.server.worker import QueueFullError, Worker
+from epilogue.server.protocol import QueueFullError
+from epilogue.server.worker import Worker
 
 _log = logging.getLogger("epilogue.server")
 _RETRY_AFTER_S = 3
@@ -31,6 +36,8 @@ _REFUSALS: tuple[tuple[int | str, str], ...] = (
     (503, "too many requests wait; Retry-After tells when to come again"),
     (507, "the text does not fit into memory"),
 )
+_BRIEF = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 _OPEN_PATHS = ("/healthz",)
 # How many times the length that a model was trained on ALiBi is relied on for (docs/log.md, "Past the trained length").
 _EXTRAPOLATION = 4
@@ -92,12 +99,19 @@ def create_app(worker: Worker, settings: Settings) -> FastAPI:
     app.add_middleware(
         CORSMiddleware, allow_origins=list(settings.allowed_origins), allow_methods=["*"], allow_headers=["*"]
     )
-    for kind in (RequestValidationError, HTTPException, EpilogueError, RecursionError, Exception):
+    app.add_middleware(AnswerLog)
+    for kind in (RequestValidationError, HTTPException, ClientDisconnect, EpilogueError, RecursionError, Exception):
         app.add_exception_handler(kind, _on_error)
 
     metrics = Metrics(worker)
 
-    @app.get("/metrics")
+    def on_end(job: Job, *, outcome: str) -> None:
+        metrics.count(job, outcome=outcome)
+        log_work(job, outcome=outcome)
+
+    worker.on_end = on_end
+
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """Figures for Prometheus."""
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
@@ -115,7 +129,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     # What came may be quoted, and what came may be no Unicode.
     message = message.encode(errors="replace").decode()
     if status == 500:
-        _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        _log.exception("a request failed", exc_info=error)
     headers = {"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else {}
     if isinstance(error, HTTPException):
         headers |= dict(error.headers or {})
@@ -129,12 +143,17 @@ def describe(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part != "body")
-        given = str(first.get("input"))[:80]
-        return 422, f"{place or 'the body'}: {first['msg']}; got {given!r}", "invalid_request_error"
+        return (
+            422,
+            f"{place or 'the body'}: {first['msg']}; got {_BRIEF.repr(first.get('input'))}",
+            "invalid_request_error",
+        )
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail), "invalid_request_error"
     if isinstance(error, RequestError):
         return 422, str(error), "invalid_request_error"
+    if isinstance(error, ClientDisconnect):
+        return 499, "the client has gone", "gone"
     if isinstance(error, RecursionError):
         return 400, "the body is nested too deeply; send a plain object", "invalid_request_error"
     if isinstance(error, QueueFullError):
@@ -175,20 +194,25 @@ class _AnyContentType:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+            # In place, for the log finds here what the router finds out.
+            scope["headers"] = [*headers, (b"content-type", b"application/json")]
         await self.app(scope, receive, send)
 
 
 class _KeyCheck:
-    """Lets nobody in without the key."""
+    """Lets nobody in without the key. How long a refusal takes says nothing about the key."""
 
     def __init__(self, app: ASGIApp, *, api_key: str) -> None:
-        self.app, self._wanted = app, f"Bearer {api_key}".encode()
+        # Of a key that is not ASCII clients send either encoding, if it has both.
+        self.app, self._wanted = app, [api_key.encode(errors="surrogateescape")]
+        with suppress(UnicodeEncodeError):
+            self._wanted.append(api_key.encode("latin-1"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in _OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._wanted):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            is_key = [hmac.compare_digest(given, wanted) for wanted in self._wanted]
+            if scheme.lower() != b"bearer" or not any(is_key):
                 error = openai.error_body("a valid key is wanted: Authorization: Bearer KEY", "unauthorized")
                 body = error | {"detail": {"error": "Unauthorized", "msg": "Authentication key is missing or invalid."}}
                 await JSONResponse(body, 401)(scope, receive, send)

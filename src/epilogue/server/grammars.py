@@ -1,5 +1,6 @@
 """The grammars of requests: compiled, and gone on with where a request asks for it (``grammar_retain_state``)."""
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from epilogue.engine import Grammar
 from epilogue.errors import RequestError
 from epilogue.server.protocol import Generation
+from epilogue.server.samplers import MOST_GRAMMAR
 from epilogue.text import Tokenizer
 
 _MOST_REMEMBERED = 64
@@ -51,8 +53,10 @@ class Grammars:
         """A generation that writes JSON of a schema.
 
         Raises:
-            RequestError: the schema cannot be held to, or llguidance is not installed.
+            RequestError: the schema cannot be held to or is too long, or llguidance is not installed.
         """
+        if (length := len(json.dumps(schema))) > MOST_GRAMMAR:
+            raise RequestError(f"the JSON schema has {length} characters; make it {MOST_GRAMMAR} or shorter")
         return replace(generation, grammar=Grammar.of_json_schema(schema, tokenizer))
 
     def _written(self, gbnf: str, prompt: str, *, retains: bool) -> str:

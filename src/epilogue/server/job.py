@@ -10,7 +10,7 @@ from epilogue.engine import Engine, Scores, Sequence
 from epilogue.engine.sampling_params import NUM_SEEDS
 from epilogue.errors import RequestError
 from epilogue.server.known_scores import KnownScores, joined
-from epilogue.server.protocol import Begun, Done, Event, Failed, Generation, Reading, Scored, TokenLogprobs
+from epilogue.server.protocol import Begun, Done, Ended, Event, Failed, Generation, Reading, Scored, TokenLogprobs
 from epilogue.server.writing import Writing
 from epilogue.text import Tokenizer
 
@@ -21,9 +21,14 @@ Listener = Callable[[Event], None]
 class Job:
     """One request. Everything but ``cancel`` belongs to the engine's thread."""
 
-    def __init__(self, generation: Generation, listener: Listener) -> None:
-        self.generation, self._listener = generation, listener
+    def __init__(
+        self, generation: Generation, listener: Listener, *, on_cancel: Callable[[], None] = lambda: None
+    ) -> None:
+        self.generation = generation
+        self._listener, self._on_cancel = listener, on_cancel
         self.is_cancelled = False
+        self.turn_s = 0.0
+        """When it was last taken up."""
         self.sequence: Sequence | None = None
         self.writings: list[Writing] = []
         self.ids: list[int] = []
@@ -35,23 +40,30 @@ class Job:
         self._to_score: list[int] = []
         self._scores: Iterator[Scores] | None = None
         self._scored: list[Scores] = []
-        self._num_scored = 0
+        self._num_scored = self._num_read_tokens = 0
         self.created_s = time.monotonic()
         self.begun_s = self.read_s = self.first_token_s = 0.0
         self.num_prompt_tokens = self.num_cached_tokens = 0
 
     def cancel(self) -> None:
         """Let the work end within one step; from any thread."""
-        self.is_cancelled = True
+        if not self.is_cancelled:
+            self.is_cancelled = True
+            self._on_cancel()
 
     @property
     def num_read_tokens(self) -> int:
         """Tokens of the prompt that went through the model so far."""
         if self.sequence is None:
-            return 0
+            return self._num_read_tokens
         num_unread = max(0, self.sequence.num_pending) + len(self._to_score) - self._num_scored
         total = self.num_prompt_tokens - self.num_cached_tokens
         return total if self.is_read else max(0, total - num_unread)
+
+    @property
+    def num_written_tokens(self) -> int:
+        """Of all continuations, so far."""
+        return sum(writing.num_tokens for writing in self.writings)
 
     @property
     def seconds_left(self) -> float | None:
@@ -143,14 +155,18 @@ class Job:
         for writing in self.writings:
             for event in [] if writing.reason else writing.end("cancelled"):
                 self.tell(event)
+        for index in range(len(self.writings), self.generation.num_texts):  # it never came to these
+            self.tell(Ended(index, "cancelled", num_tokens=0, seed=0))
         since_s = time.monotonic() - self.begun_s if self.is_begun else 0.0
         self.tell(Done(self.read_s, since_s - self.read_s))
+        self._let_go()
 
     def fail(self, error: Exception) -> None:
         """Say that it cannot go on."""
         for writing in self.writings:
             writing.close()
         self.tell(Failed(error))
+        self._let_go()
 
     def tell(self, event: Event) -> None:
         """Let the listener know."""
@@ -159,6 +175,13 @@ class Job:
     def texts(self) -> Iterator[Sequence]:
         """All that it holds in the engine."""
         yield from [writing.sequence for writing in self.writings] or ([self.sequence] if self.sequence else [])
+
+    def _let_go(self) -> None:
+        """Clients may ask for its figures long afterwards; a book is much to remember for that."""
+        self._num_read_tokens = self.num_read_tokens
+        self.sequence, self.writings, self.ids = None, [], []
+        self._to_score, self._scores, self._scored = [], None, []
+        self._listener, self._on_cancel = _to_nobody, _to_nobody
 
     def _begin_writing(self, engine: Engine, tokenizer: Tokenizer) -> None:
         assert self.sequence is not None
@@ -181,6 +204,10 @@ class Job:
             )
             for index, (sequence, grammar) in enumerate(zip(sequences, grammars, strict=True))
         ]
+
+
+def _to_nobody(*_: Event) -> None:
+    """Whoever listened has heard the end."""
 
 
 def _told(scores: Scores, ids: list[int]) -> tuple[TokenLogprobs, ...]:

@@ -10,14 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from epilogue.errors import RequestError
 from epilogue.server.protocol import Begun, Ended, Event, Generation, Piece, TokenLogprobs
-from epilogue.server.samplers import SamplerFields, as_list
+from epilogue.server.samplers import MOST_BIASES, SamplerFields, as_list, not_too_many
 from epilogue.text import Tokenizer
 
+MOST_PROMPTS = 64
+"""Of one request: as many as may wait, or it would find no place however often it is tried."""
 _REFUSED = {
     "suffix": "text is written only behind a prompt",
     "tools": "a story model calls no tools",
     "functions": "a story model calls no functions",
 }
+
+
+# Of millions of wrong parts the first is told; an error for each would be gigabytes.
+_Ids = Annotated[list[int], Field(fail_fast=True)]
 
 
 class SchemaOfFormat(BaseModel):
@@ -51,8 +57,20 @@ class _Request(SamplerFields, BaseModel):
     top_k: int = 0
     top_p: float = 1.0
     rep_pen_range: int = 2048
-    sampler_order: Annotated[list[int], Field(max_length=16), BeforeValidator(as_list)] = [6, 5, 0, 1, 2, 3, 4]
-    logit_bias: Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=4096)] = {}
+    sampler_order: Annotated[list[int], Field(max_length=16, fail_fast=True), BeforeValidator(as_list)] = [
+        6,
+        5,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    logit_bias: Annotated[
+        dict[int, Annotated[float, Field(ge=-100, le=100)]],
+        Field(max_length=MOST_BIASES),
+        BeforeValidator(not_too_many),
+    ] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -67,7 +85,7 @@ class CompletionRequest(_Request):
     """The body of /v1/completions, after aliases."""
 
     max_length: Annotated[int, Field(ge=0, le=1_000_000)] = 16
-    prompt: str | list[int] | list[str] | list[list[int]] = ""
+    prompt: str | _Ids | Annotated[list[str], Field(fail_fast=True)] | Annotated[list[_Ids], Field(fail_fast=True)] = ""
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -77,7 +95,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
     @property
     def text(self) -> str:
@@ -95,18 +113,24 @@ class Message(BaseModel):
 class ChatRequest(_Request):
     """The body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
 
 
 def prompts(request: CompletionRequest) -> list[str | tuple[int, ...]]:
-    """The prompts of a request, one or several, as text or as ids."""
+    """The prompts of a request, one or several, as text or as ids.
+
+    Raises:
+        RequestError: more than one request may have.
+    """
     given = request.prompt
     if isinstance(given, str):
         return [given]
     if all(isinstance(part, int) for part in given):
         return [tuple(part for part in given if isinstance(part, int))]
+    if len(given) > MOST_PROMPTS:
+        raise RequestError(f"prompt holds {len(given)} texts, and at most {MOST_PROMPTS} are taken; ask several times")
     return [part if isinstance(part, str) else tuple(part) for part in given if not isinstance(part, int)]
 
 

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from epilogue.engine import Grammar, SamplingParams
+from epilogue.errors import EpilogueError
 
 Reason = Literal["stop", "length", "cancelled"]
 """``stop`` is a stop string or the end of text; ``length`` that as many tokens were written as asked for."""
+
+
+class QueueFullError(EpilogueError):
+    """As many requests wait as may, or those at work need the memory; to be tried again later."""
 
 
 @dataclass(frozen=True, kw_only=True)

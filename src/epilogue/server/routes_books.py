@@ -12,16 +12,16 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from epilogue.engine import SamplingParams
 from epilogue.errors import StateError
 from epilogue.server import openai
 from epilogue.server.book import BookRow
-from epilogue.server.events import Ticket
+from epilogue.server.events import EVENTS, EventStream, Ticket
 from epilogue.server.job import Job
-from epilogue.server.protocol import Event, Generation, Reading
+from epilogue.server.protocol import Begun, Generation, Reading
 from epilogue.server.worker import Worker
 
 _OPEN = object()
@@ -44,7 +44,12 @@ def _is_here(origin: str) -> bool:
         return host == "localhost"
 
 
-router = APIRouter(prefix="/epilogue/v1", dependencies=[Depends(_own_pages_only)])
+_STRANGE: dict[int | str, dict[str, Any]] = {403: {"description": "a page of another site asks"}}
+_NO_BOOK: dict[int | str, dict[str, Any]] = {
+    404: {"description": "no such book"},
+    409: {"description": "its state on disk is damaged"},
+}
+router = APIRouter(prefix="/epilogue/v1", dependencies=[Depends(_own_pages_only)], responses=_STRANGE)
 
 
 class NewBook(BaseModel):
@@ -64,23 +69,20 @@ def books(request: Request) -> dict[str, Any]:
     return {"books": [_as_dict(row) for row in _worker(request).shelf.listing()]}
 
 
-@router.post("/books", status_code=201)
+@router.post("/books", status_code=201, responses=EVENTS)
 async def read(request: Request, body: NewBook) -> Response:
     """Read a book, so that what is asked of it later begins at once; or find that it was read."""
     worker = _worker(request)
     generation = Generation(prompt=body.text, title=body.title, params=SamplingParams(max_new_tokens=0))
-    ticket = Ticket(worker, generation)
+    ticket = Ticket(worker, [generation])
     if not body.stream:
         await ticket.all_events(request)
-        return JSONResponse(_read_book(worker, ticket.job), 201)
-    events = ticket.events()
-    await anext(events)  # so that what cannot be read is still answered by its status
-    return StreamingResponse(
-        _lines(worker, ticket.job, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
+        return JSONResponse(_read_book(worker, ticket.jobs[0]), 201)
+    await ticket.begin(request)
+    return EventStream(ticket, _lines(worker, ticket))
 
 
-@router.post("/books/{book_id}/save")
+@router.post("/books/{book_id}/save", responses=_NO_BOOK)
 def save(request: Request, book_id: BookId) -> dict[str, Any]:
     """Write a book to disk now, and answer when it is there."""
     worker = _worker(request)
@@ -90,7 +92,7 @@ def save(request: Request, book_id: BookId) -> dict[str, Any]:
     return _as_dict(_find(worker, book_id))
 
 
-@router.post("/books/{book_id}/open")
+@router.post("/books/{book_id}/open", responses=_NO_BOOK)
 def open_book(request: Request, book_id: BookId) -> dict[str, Any]:
     """Bring a book from disk into memory, and answer when it is there."""
     worker = _worker(request)
@@ -106,7 +108,7 @@ def open_book(request: Request, book_id: BookId) -> dict[str, Any]:
     return _as_dict(_find(worker, book_id))
 
 
-@router.delete("/books/{book_id}", status_code=204)
+@router.delete("/books/{book_id}", status_code=204, responses=_NO_BOOK)
 def remove(request: Request, book_id: BookId) -> None:
     """Close a book and remove it from disk. A request that is at work on it goes on."""
     worker = _worker(request)
@@ -164,15 +166,15 @@ def _progress(job: Job) -> dict[str, Any]:
         "tokens": job.num_prompt_tokens or None,
         "tokens_known": job.num_cached_tokens + job.num_read_tokens,
         "seconds_left": None if seconds_left is None else round(seconds_left, 1),
-        "tokens_written": sum(writing.num_tokens for writing in job.writings),
+        "tokens_written": job.num_written_tokens,
     }
 
 
-async def _lines(worker: Worker, job: Job, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+async def _lines(worker: Worker, ticket: Ticket) -> AsyncIterator[str]:
+    [job] = ticket.jobs
     try:
-        yield _event("progress", _progress(job))
-        async for event in events:
-            if isinstance(event, Reading):
+        async for _, event in ticket.events():
+            if isinstance(event, Begun | Reading):
                 yield _event("progress", _progress(job))
     except Exception as error:
         yield _event("error", openai.error_body(str(error), "server_error"))

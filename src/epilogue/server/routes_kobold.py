@@ -5,15 +5,16 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any
+from weakref import ref
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 import epilogue
 from epilogue.server import kobold, openai
-from epilogue.server.events import SignsOfLife, Ticket
+from epilogue.server.events import EVENTS, EventStream, SignsOfLife, Ticket
 from epilogue.server.kobold import KoboldRequest
 from epilogue.server.openai import Choice, Usage
 from epilogue.server.protocol import Done, Ended, Event, Generation, Piece
@@ -32,9 +33,9 @@ _NO_FIGURES = {
 
 @dataclass
 class Running:
-    """What is known of a request by its key."""
+    """What is known of a request by its key, also when it is done. It keeps no book in memory."""
 
-    ticket: Ticket | None = None
+    ticket: "ref[Ticket] | None" = None
     text: str = ""
     logprobs: list[Any] = field(default_factory=list)
 
@@ -50,7 +51,7 @@ class Desk:
 
     def begin(self, key: str | None, ticket: Ticket) -> Running:
         """Remember a request; the oldest are forgotten."""
-        running = self.by_key[key or ""] = Running(ticket)
+        running = self.by_key[key or ""] = Running(ref(ticket))
         self.by_key.move_to_end(key or "")
         while len(self.by_key) > _MOST_KEYS:
             self.by_key.popitem(last=False)
@@ -75,7 +76,7 @@ class Ids(BaseModel):
     """Tokens to turn into text."""
 
     model_config = ConfigDict(extra="ignore")
-    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000_000)] = []
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000_000, fail_fast=True)] = []
 
 
 def _memory(request: Request) -> Desk:
@@ -158,10 +159,11 @@ async def perf(request: Request) -> dict[str, Any]:
 
 @router.post("/api/extra/tokencount")
 @router.post("/api/extra/tokenize")
-def tokencount(request: Request, body: Text) -> dict[str, Any]:
+def tokencount(request: Request, body: Text) -> Response:
     """How many tokens a text is, however long, and which."""
     ids = request.app.state.desk.worker.tokenizer.encode(body.prompt)
-    return {"value": len(ids), "ids": ids}
+    # Written out here, in a thread: for a whole book it takes long enough to hold up everybody's stream.
+    return JSONResponse({"value": len(ids), "ids": ids})
 
 
 @router.post("/api/extra/detokenize")
@@ -190,8 +192,8 @@ async def last_logprobs(request: Request, body: Keyed | None = None) -> dict[str
 async def abort(request: Request, body: Keyed | None = None) -> dict[str, str]:
     """End a request within one step; the latest, if none is named."""
     running = _running(request, body)
-    if running.ticket is not None:
-        running.ticket.cancel()
+    if running.ticket is not None and (ticket := running.ticket()) is not None:
+        ticket.cancel()
     done = "true" if running.ticket is not None else "false"
     return {"success": done, "done": done}
 
@@ -209,10 +211,10 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     """Write, and answer when all is written."""
     worker = request.app.state.desk.worker
     generation = await run_in_threadpool(_generation, request, body)
-    ticket = Ticket(worker, generation)
+    ticket = Ticket(worker, [generation])
     running, usage = _memory(request).begin(generation.key, ticket), Usage()
     choices = [Choice(i) for i in range(generation.num_texts)]
-    for event in await ticket.all_events(request, on_event=lambda event: _note(request, running, event)):
+    for _, event in await ticket.all_events(request, lambda event: _note(request, running, ticket, event)):
         usage.count(event)
         if isinstance(event, Piece | Ended):
             choices[event.index].take(event)
@@ -230,27 +232,22 @@ async def generate(request: Request, body: KoboldRequest) -> dict[str, Any]:
     }
 
 
-@router.post("/api/extra/generate/stream")
+@router.post("/api/extra/generate/stream", response_class=Response, responses=EVENTS)
 async def generate_stream(request: Request, body: KoboldRequest) -> Response:
     """Write, and tell every piece as it comes."""
     generation = await run_in_threadpool(_generation, request, body.model_copy(update={"n": 1}))
-    ticket = Ticket(request.app.state.desk.worker, generation)
-    running, events = _memory(request).begin(generation.key, ticket), ticket.events()
-    try:
-        await anext(events)  # so that what cannot be served is still answered by its status
-    except BaseException:
-        ticket.cancel()
-        raise
+    ticket = Ticket(request.app.state.desk.worker, [generation])
+    running = _memory(request).begin(generation.key, ticket)
+    await ticket.begin(request)
 
     async def lines() -> AsyncIterator[str]:
         signs = SignsOfLife()
-        async for event in events:
-            _note(request, running, event)
+        async for _, event in ticket.events():
+            _note(request, running, ticket, event)
             if text := kobold.stream_event(event) or signs.line(event):
                 yield text
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return EventStream(ticket, lines())
 
 
 def _generation(request: Request, body: KoboldRequest) -> Generation:
@@ -263,7 +260,7 @@ def _generation(request: Request, body: KoboldRequest) -> Generation:
     return told
 
 
-def _note(request: Request, running: Running, event: Event) -> None:
+def _note(request: Request, running: Running, ticket: Ticket, event: Event) -> None:
     """Keep what ``check``, ``last_logprobs`` and ``perf`` tell."""
     memory = _memory(request)
     if isinstance(event, Piece) and event.index == 0:
@@ -272,8 +269,8 @@ def _note(request: Request, running: Running, event: Event) -> None:
     elif isinstance(event, Ended):
         memory.last |= {"last_token_count": event.num_tokens, "last_seed": event.seed}
         memory.last |= {"stop_reason": {"length": 0, "stop": 2, "cancelled": -1}[event.reason]}
-    elif isinstance(event, Done) and running.ticket is not None:
-        job = running.ticket.job
+    elif isinstance(event, Done):
+        [job] = ticket.jobs
         num_read, num_written = job.num_prompt_tokens - job.num_cached_tokens, memory.last.get("last_token_count", 0)
         memory.num_done += 1
         memory.last |= {

@@ -7,13 +7,13 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from epilogue.server import openai
-from epilogue.server.events import SignsOfLife, Ticket
+from epilogue.server.events import EVENTS, EventStream, SignsOfLife, Ticket
 from epilogue.server.grammars import Grammars
 from epilogue.server.openai import ChatRequest, Choice, CompletionRequest, Usage
-from epilogue.server.protocol import Ended, Event, Generation, Piece, Scored, TokenLogprobs
+from epilogue.server.protocol import Ended, Generation, Piece, Scored, TokenLogprobs
 from epilogue.text import Tokenizer
 
 router = APIRouter()
@@ -25,7 +25,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request)]}
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", responses={404: {"description": "no such model"}})
 async def model(request: Request, model: str) -> Response:
     """The same, by its name."""
     name = request.app.state.desk.settings.model_name
@@ -41,7 +41,7 @@ def _model(request: Request) -> dict[str, Any]:
     return known | {"max_model_len": desk.context_tokens}
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=EVENTS)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Text that comes next."""
     tokenizer = request.app.state.desk.worker.tokenizer
@@ -53,7 +53,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     return await _respond(request, body, await run_in_threadpool(generations), shape)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=EVENTS)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Text that comes next, behind what was said."""
     tokenizer = request.app.state.desk.worker.tokenizer
@@ -155,65 +155,49 @@ class _Chats(_Shape):
 async def _respond(
     request: Request, body: CompletionRequest | ChatRequest, generations: list[Generation], shape: _Shape
 ) -> Response:
-    tickets: list[Ticket] = []
-    try:
-        for generation in generations:
-            tickets.append(Ticket(request.app.state.desk.worker, generation))
-        if not body.stream:
-            return JSONResponse(await _collected(request, body, tickets, shape))
-        # The first event, so that what cannot be served is still answered by its status.
-        streams = [ticket.events() for ticket in tickets]
-        first = await anext(streams[0])
-    except BaseException:
-        for ticket in tickets:
-            ticket.cancel()
-        raise
+    ticket = Ticket(request.app.state.desk.worker, generations)
+    if not body.stream:
+        return JSONResponse(await _collected(request, body, ticket, shape))
+    await ticket.begin(request)
     with_usage = bool(body.stream_options.get("include_usage"))
-    lines = _lines(body.n, streams, first, shape, with_usage=with_usage)
-    return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return EventStream(ticket, _lines(body.n, ticket, shape, with_usage=with_usage))
 
 
 async def _collected(
-    request: Request, body: CompletionRequest | ChatRequest, tickets: list[Ticket], shape: _Shape
+    request: Request, body: CompletionRequest | ChatRequest, ticket: Ticket, shape: _Shape
 ) -> dict[str, Any]:
-    choices, usage = list[dict[str, Any]](), Usage()
-    for prompt_index, ticket in enumerate(tickets):
-        mine = [Choice(prompt_index * body.n + i) for i in range(body.n)]
-        for event in await ticket.all_events(request):
-            usage.count(event)
-            if isinstance(event, Piece | Ended):
-                mine[event.index].take(event)
-            elif isinstance(event, Scored) and isinstance(shape, _Completions):
-                shape.scores.setdefault(prompt_index, []).extend(event.logprobs)
-        choices += [shape.whole(choice, prompt_index) for choice in mine]
-    return openai.answer(shape.kind, shape.identity, shape.model, choices) | {"usage": usage.as_dict()}
+    usage = Usage()
+    choices = [Choice(index) for index in range(len(ticket.jobs) * body.n)]
+    for prompt_index, event in await ticket.all_events(request):
+        usage.count(event)
+        if isinstance(event, Piece | Ended):
+            choices[prompt_index * body.n + event.index].take(event)
+        elif isinstance(event, Scored) and isinstance(shape, _Completions):
+            shape.scores.setdefault(prompt_index, []).extend(event.logprobs)
+    told = [shape.whole(choice, choice.index // body.n) for choice in choices]
+    return openai.answer(shape.kind, shape.identity, shape.model, told) | {"usage": usage.as_dict()}
 
 
-async def _lines(
-    num_texts: int, streams: list[AsyncIterator[Event]], first: Event, shape: _Shape, *, with_usage: bool
-) -> AsyncIterator[str]:
+async def _lines(num_texts: int, ticket: Ticket, shape: _Shape, *, with_usage: bool) -> AsyncIterator[str]:
     usage, signs = Usage(), SignsOfLife()
-    usage.count(first)
     kind = shape.kind + ("" if shape.kind == "text_completion" else ".chunk")
 
     def line(choices: list[dict[str, Any]], **more: Any) -> str:
         return openai.stream_data(openai.answer(kind, shape.identity, shape.model, choices) | more)
 
     try:
-        for prompt_index, stream in enumerate(streams):
-            start = prompt_index * num_texts
-            for opening in (shape.opening(Choice(start + i), prompt_index) for i in range(num_texts)):
-                if opening is not None:
-                    yield line([opening])
-            async for event in stream:
-                usage.count(event)
-                if comment := signs.line(event):
-                    yield comment
-                if isinstance(event, Piece):
-                    yield line([shape.delta(start + event.index, event)])
-                elif isinstance(event, Ended):
-                    reason = "length" if event.reason == "length" else "stop"
-                    yield line([shape.end(start + event.index, reason)])
+        for choice in (Choice(index) for index in range(len(ticket.jobs) * num_texts)):
+            if (opening := shape.opening(choice, choice.index // num_texts)) is not None:
+                yield line([opening])
+        async for prompt_index, event in ticket.events():
+            usage.count(event)
+            if comment := signs.line(event):
+                yield comment
+            if isinstance(event, Piece):
+                yield line([shape.delta(prompt_index * num_texts + event.index, event)])
+            elif isinstance(event, Ended):
+                reason = "length" if event.reason == "length" else "stop"
+                yield line([shape.end(prompt_index * num_texts + event.index, reason)])
     except Exception as error:
         yield openai.stream_data(openai.error_body(str(error), "server_error"))
         return

@@ -47,13 +47,23 @@ def as_list(value: object) -> object:
     return parsed if isinstance(parsed, list) else [value]
 
 
+def not_too_many(value: object) -> object:
+    """Biases whose number is looked at first: of millions that are wrong each would make an error."""
+    if isinstance(value, Mapping) and len(value) > MOST_BIASES:
+        raise ValueError(f"there are {len(value)}, and at most {MOST_BIASES} are taken")
+    return value
+
+
 def _as_ids(value: object) -> object:
     return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 Text = Annotated[str, Field(max_length=64_000_000)]
 """A prompt, or another text that may be as long as a book."""
-_Texts = Annotated[list[Annotated[str, Field(max_length=10_000)]], BeforeValidator(as_list)]
+MOST_BIASES = 4096
+MOST_GRAMMAR = 100_000
+"""Characters of a grammar, or of a schema."""
+_Texts = Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(fail_fast=True), BeforeValidator(as_list)]
 
 
 class SamplerFields(BaseModel):
@@ -94,15 +104,23 @@ class SamplerFields(BaseModel):
     dry_sequence_breakers: Annotated[_Texts, Field(max_length=256)] = []
     xtc_threshold: float = 0.2
     xtc_probability: float = 0.0
-    sampler_order: Annotated[list[int], Field(max_length=16), BeforeValidator(as_list)] = [6, 0, 1, 3, 4, 2, 5]
+    sampler_order: Annotated[list[int], Field(max_length=16, fail_fast=True), BeforeValidator(as_list)] = [
+        6,
+        0,
+        1,
+        3,
+        4,
+        2,
+        5,
+    ]
     sampler_seed: int = -1
     stop_sequence: Annotated[_Texts, Field(max_length=256)] = []
     trim_stop: bool = True
     bypass_eos: bool = False
-    logit_bias: Annotated[dict[int, float], Field(max_length=4096)] = {}
-    custom_token_bans: Annotated[list[int], Field(max_length=4096), BeforeValidator(_as_ids)] = []
+    logit_bias: Annotated[dict[int, float], Field(max_length=MOST_BIASES), BeforeValidator(not_too_many)] = {}
+    custom_token_bans: Annotated[list[int], Field(max_length=4096, fail_fast=True), BeforeValidator(_as_ids)] = []
     banned_tokens: Annotated[_Texts, Field(max_length=768)] = []
-    grammar: str = ""
+    grammar: Annotated[str, Field(max_length=MOST_GRAMMAR)] = ""
     grammar_retain_state: bool = False
 
     @model_validator(mode="before")

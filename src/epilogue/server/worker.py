@@ -8,11 +8,10 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from epilogue.engine import PAGE_TOKENS, Engine, Library
-from epilogue.errors import EpilogueError
 from epilogue.server.admission import Admission
 from epilogue.server.job import Job, Listener
 from epilogue.server.known_scores import KnownScores
-from epilogue.server.protocol import Generation
+from epilogue.server.protocol import Generation, QueueFullError
 from epilogue.server.shelf import Shelf
 from epilogue.text import Tokenizer
 
@@ -26,10 +25,6 @@ class OnEnd(Protocol):
         """``outcome`` is done, cancelled or failed."""
 
 
-class QueueFullError(EpilogueError):
-    """As many requests wait as may; to be tried again later."""
-
-
 class Worker:
     """Runs requests side by side on one engine.
 
@@ -38,6 +33,10 @@ class Worker:
     text into tokens and looking for a book on disk, is done in threads beside. Texts stay open when their request is
     done (``Shelf``), so that the next one reads only what is new.
 
+    Where all places are taken and others wait, who was longest at work lets one of them go first, and goes on when its
+    turn comes again: nobody waits for the end of somebody's novel. What it has read and written stays in pages
+    meanwhile, so this is done only while requests hold less than half of them.
+
     Args:
         engine: belongs to this thread from ``start`` on.
         tokenizer: the model's.
@@ -45,6 +44,7 @@ class Worker:
         model_name: for people who look at what is kept.
         most_waiting: requests that may wait to be taken up.
         most_active: requests that are worked on at once.
+        most_turn_s: so long a request is worked on before it lets one that waits go first.
         most_books: books that stay open without a request.
         least_tokens: fewer are read rather than looked for on disk, and not written to it.
     """
@@ -58,11 +58,12 @@ class Worker:
         model_name: str = "",
         most_waiting: int = 64,
         most_active: int = 8,
+        most_turn_s: float = 30.0,
         most_books: int = 16,
         least_tokens: int = 2048,
     ) -> None:
         self.engine, self.tokenizer = engine, tokenizer
-        self.most_waiting, self.most_active = most_waiting, most_active
+        self.most_waiting, self.most_active, self.most_turn_s = most_waiting, most_active, most_turn_s
         self.on_end: OnEnd | None = None
         self.shelf = Shelf(
             engine,
@@ -80,20 +81,32 @@ class Worker:
         self._errands: deque[Callable[[], None]] = deque()
         """What other threads want done in this one."""
         self._changed = threading.Condition()
-        self._is_stopping = False
-        self._admission = Admission(engine, tokenizer, self.shelf, self._known_scores, post=self._post)
+        self._is_closed = self._is_stopping = False
+        self._admission = Admission(
+            engine, tokenizer, self.shelf, self._known_scores, post=self._post, most_tokens=self._most_tokens
+        )
         self._thread = threading.Thread(target=self._run, name="epilogue engine", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
 
+    def refuse(self) -> None:
+        """Take nothing new; what was asked for goes on. From any thread."""
+        with self._changed:
+            self._is_closed = True
+
+    def cancel_all(self) -> None:
+        """Let every request end with what it has; from any thread."""
+        for job in self.jobs():
+            job.cancel()
+
     def stop(self, *, timeout_s: float = 600.0) -> None:
         """Cancel everything, write to disk what has grown, and wait until the thread has ended."""
+        self.refuse()
+        self.cancel_all()
         with self._changed:
             self._is_stopping = True
-            for job in [*self._waiting, *self._active]:
-                job.cancel()
             self._changed.notify()
         self._thread.join(timeout_s)
 
@@ -103,9 +116,11 @@ class Worker:
         Raises:
             QueueFullError: too many wait, or the server is stopping.
         """
-        job = Job(generation, listener)
+        job = Job(generation, listener, on_cancel=self._wake)
         with self._changed:
-            if self._is_stopping or len(self._waiting) >= self.most_waiting:
+            if self._is_closed:
+                raise _stopping()
+            if len(self._waiting) >= self.most_waiting:
                 raise QueueFullError(f"{len(self._waiting)} requests are waiting already; try again in a few seconds")
             self._waiting.append(job)
             self._changed.notify()
@@ -121,7 +136,9 @@ class Worker:
 
         def errand() -> None:
             try:
-                answer.set_result(work())
+                result = work()
+                self._count_pages()  # before it is told, or who hears of it may still see what was
+                answer.set_result(result)
             except BaseException as error:
                 answer.set_exception(error)
 
@@ -139,7 +156,7 @@ class Worker:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that are not taken up yet."""
+        """Requests that are not taken up yet, or let others go first."""
         return len(self._waiting)
 
     @property
@@ -154,7 +171,7 @@ class Worker:
 
     @property
     def num_held_pages(self) -> int:
-        """Pages in use when a request last began or ended."""
+        """Pages in use."""
         return self._num_held_pages
 
     def jobs(self) -> list[Job]:
@@ -169,11 +186,12 @@ class Worker:
                 self._round()
         finally:
             # Also if this thread fails by a mistake of its own: nobody may wait for an answer that will not come.
-            self._is_stopping = True
-            for job in [*self._active, *self._waiting]:
+            self._is_closed = self._is_stopping = True
+            for job in self.jobs():
+                texts = list(job.texts())
                 job.fail(_stopping())
-            for text in [text for job in self._active for text in job.texts()]:
-                self.engine.close(text)
+                for text in texts:
+                    self.engine.close(text)
             self._active, self._waiting = [], deque()
             self._admission.close()
             self._run_errands()
@@ -188,6 +206,7 @@ class Worker:
     def _has_work(self) -> bool:
         is_room = len(self._active) < self.most_active
         can_move = any(job.is_begun or job.is_cancelled for job in self._active)
+        can_move = can_move or any(job.is_cancelled for job in self._waiting)
         return (
             self._is_stopping or can_move or bool(self._errands or self.shelf.has_news or (self._waiting and is_room))
         )
@@ -197,12 +216,28 @@ class Worker:
             self._changed.notify()
 
     def _take_up(self) -> None:
+        for job in [job for job in self._waiting if job.is_cancelled]:
+            self._end(job)
+        if self._waiting and len(self._active) == self.most_active:
+            self._give_way()
         while self._waiting and len(self._active) < self.most_active:
             with self._changed:
                 job = self._waiting.popleft()
                 self._active.append(job)
-            if not job.is_cancelled:
+            job.turn_s = time.monotonic()
+            if not (job.is_begun or job.is_cancelled):
                 self._admission.admit(job)
+
+    def _give_way(self) -> None:
+        """Who was longest at work goes to the end of the queue, if their turn is over and there is memory for that."""
+        job = min((job for job in self._active if job.is_begun), key=lambda job: job.turn_s, default=None)
+        if job is None or time.monotonic() - job.turn_s < self.most_turn_s:
+            return
+        num_held = sum(int((text.table.ids_LKP >= 0).sum()) for job in self.jobs() for text in job.texts())
+        if 2 * num_held < self.engine.pages.pool.num_pages:
+            with self._changed:
+                self._active.remove(job)
+                self._waiting.append(job)
 
     def _post(self, job: Job, work: Callable[[], None]) -> None:
         """Have something done for a request in this thread; from any."""
@@ -224,6 +259,7 @@ class Worker:
             self._read(reading[0])
             chunk_s = time.monotonic() - start
         self._write(chunk_s)
+        self._count_pages()
 
     def _run_errands(self) -> None:
         for _ in range(len(self._errands)):  # what these add is for the next round
@@ -279,10 +315,13 @@ class Worker:
         if self.on_end is not None:
             self.on_end(job, outcome=outcome)
         with self._changed:
-            self._active.remove(job)
+            (self._active if job in self._active else self._waiting).remove(job)
         for text in job.texts():
             book = self.shelf.add(text, title=job.generation.title, saves=not job.generation.scores_prompt)
             job.book_id = book.id if book else None
+        self._count_pages()
+
+    def _count_pages(self) -> None:
         self._num_held_pages = self.engine.pages.num_held
 
 
