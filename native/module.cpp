@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "few_row_linear.hpp"
+#include "huge_pages.hpp"
 #include "quant_linear.hpp"
 
 namespace epilogue {
@@ -119,6 +120,10 @@ NB_MODULE(_native, m) {
         if (!can_write(d)) return false;
         reach_decode(d, kernels);
         return true;
+    });
+    m.def("prefer_huge_pages", [](std::uintptr_t data, std::int64_t bytes) {
+        nb::gil_scoped_release release;
+        prefer_huge_pages(at<void>(data), bytes);
     });
     bind_step(m);
 }

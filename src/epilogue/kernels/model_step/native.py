@@ -128,6 +128,7 @@ class StepModel:
         weight_FC = linear.weight
         if weight_FC.dtype not in _NUMBERS or not weight_FC.is_contiguous() or weight_FC.device.type != "cpu":
             raise ValueError(f"wanted dense fp32, bf16 or fp16 weights on the CPU, got {weight_FC.dtype}")
+        self._module.prefer_huge_pages(weight_FC.data_ptr(), weight_FC.nbytes)
         width_out, width_in = weight_FC.shape
         return _NUMBERS[weight_FC.dtype], weight_FC.data_ptr(), _address(linear.bias_F), width_in, width_out
 
@@ -135,6 +136,7 @@ class StepModel:
         if weight.codes_OI.device.type != "cpu" or not takes_few_rows(weight):
             raise ValueError(f"wanted codes on the CPU in groups of whole words, got groups of {weight.group_size}")
         _address(bias_F)
+        self._module.prefer_huge_pages(weight.codes_OI.data_ptr(), weight.codes_OI.nbytes)
         self._parts.append(WeightParts(weight, bias_F))
         return self._parts[-1].addresses
 
