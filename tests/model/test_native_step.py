@@ -48,7 +48,7 @@ def make(*, attn: dict[str, Any] | None = None, is_narrow: bool = False, **chang
             if is_narrow:
                 weight.copy_(weight.bfloat16())
     if is_narrow:
-        model.keep_narrow_copies()
+        model.keep_copies(coded_head=False)
     return model
 
 
@@ -196,6 +196,16 @@ def test_codes_as_exact_as_the_model(
         bits, group_size, has_order=has_order, scale_dtype=scale_dtype, no_bias=no_bias, d_model=width
     )
     check(model, lengths, [1 + extra] + [1] * (len(lengths) - 1))
+
+
+def test_a_coded_head_is_the_models() -> None:
+    model = make_quantised(4, 16)
+    model.keep_copies()
+    assert model.coded_head is not None
+    texts = Texts(model, [40], "float32")
+    twin = copy.deepcopy(texts)
+    twin.model = model
+    torch.testing.assert_close(texts.step([2], [3, 4]), twin.run([2], [3, 4]), rtol=1e-4, atol=1e-4)
 
 
 @each_instruction_set

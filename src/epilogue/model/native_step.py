@@ -24,7 +24,7 @@ from epilogue.kernels.quant_linear import QuantWeight
 from epilogue.kernels.quant_linear.native import takes_few_rows
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.kv_cache import Segment
-from epilogue.model.linear import Linear, NarrowCopy, QuantLinear
+from epilogue.model.linear import CodedCopy, Linear, NarrowCopy, QuantLinear
 from epilogue.model.mpt import MPT, Attention, Block, RMSNorm
 from epilogue.model.page_pool import PagePool
 
@@ -123,6 +123,7 @@ def weights_of(model: MPT) -> ModelWeights | None:
         return None
     config, transformer = model.config, model.transformer
     head = transformer.wte.weight if config.tie_word_embeddings else model.lm_head.weight
+    coded_head = CodedCopy.standing_for(head, model.coded_head)
     narrow_head = NarrowCopy.standing_for(head, model.narrow_head)
     clip = config.attn_config.clip_qkv
     try:
@@ -138,7 +139,7 @@ def weights_of(model: MPT) -> ModelWeights | None:
             slopes_H=model.slopes_H,
             blocks=tuple(_block(block) for block in transformer.blocks),
             norm_f=_norm(transformer.norm_f),
-            head=LinearWeights(head.detach() if narrow_head is None else narrow_head),
+            head=LinearWeights(coded_head or (head.detach() if narrow_head is None else narrow_head)),
         )
     except _NotCovered:
         return None
@@ -161,7 +162,9 @@ def _block(block: nn.Module) -> BlockWeights:
 
 
 def _linear(linear: nn.Module) -> LinearWeights:
-    if type(linear) not in (Linear, QuantLinear) or linear.adapter is not None:
+    if not isinstance(linear, Linear | QuantLinear) or linear.adapter is not None:
+        raise _NotCovered
+    if type(linear) not in (Linear, QuantLinear):  # a subclass may do anything
         raise _NotCovered
     bias = None if linear.bias is None else linear.bias.detach()
     weight = _codes(linear) if isinstance(linear, QuantLinear) else _numbers(linear)
