@@ -7,8 +7,8 @@
 
 Both read 512 tokens and write behind them, taking turns; then behind 8,192, for which both hold the keys and values of
 those 512 tokens sixteen times over, put in by each program's own means of restoring a state: reading them would take
-minutes. ALiBi has no positions in keys, so that is a past like any other. The likeliest token is written each time; told
-are the fastest and the median token of each program's best turn. llama.cpp: flash attention, f16 keys and values.
+minutes. ALiBi has no positions in keys, so that is a past like any other. The likeliest token is written each time, and
+told are the fastest and the median token of each program's best turn. llama.cpp: flash attention, f16 keys and values.
 epilogue: bfloat16 (as many bytes); the head in 8 bits, as for every quantised model, where llama.cpp's file has Q4_0;
 reach and its plan as ever (epsilon 1e-6). With --folder the files are made once and kept.
 """
@@ -239,9 +239,7 @@ def main() -> None:
     for name, row in best.items():
         near, far = row["tokens_per_s"][NEAR], row["tokens_per_s"][args.depth]
         say(f"| {name} | {near:.2f} | {far:.2f} | {row['read_s']:.1f} s |")
-    say(
-        f"\nlogits behind {NEAR} tokens differ by {difference:.2%} of their size; {share_visited:.0%} of keys were visited"
-    )
+    say(f"\nlogits behind {NEAR} tokens differ by {difference:.2%}; {share_visited:.0%} of keys were visited")
     finish({
         "machine": card, "options": vars(args) | {"folder": str(args.folder)}, "n_layers": config.n_layers,
         "d_model": config.d_model, "bytes": sizes, "rows": best, "logits_differ": round(difference, 5),
