@@ -21,7 +21,7 @@ from epilogue.kernels.model_step import (
 )
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
 from epilogue.kernels.quant_linear import QuantWeight
-from epilogue.kernels.quant_linear.native import takes_few_rows
+from epilogue.kernels.quant_linear.parts import takes_few_rows
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.kv_cache import Segment
 from epilogue.model.linear import CodedCopy, Linear, NarrowCopy, QuantLinear

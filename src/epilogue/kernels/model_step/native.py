@@ -17,7 +17,7 @@ from epilogue.kernels.model_step.weights import (
 )
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS, PageTensors
 from epilogue.kernels.quant_linear import QuantWeight
-from epilogue.kernels.quant_linear.native import WeightParts, takes_few_rows
+from epilogue.kernels.quant_linear.parts import WeightParts, takes_few_rows
 
 _NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}

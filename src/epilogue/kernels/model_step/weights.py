@@ -12,7 +12,7 @@ class LinearWeights:
     """A linear layer: numbers in fp32, or the very same ones in bf16 or fp16, and finite; or codes."""
 
     weight: Tensor | QuantWeight
-    """[F, C]; codes of one that ``quant_linear.native.takes_few_rows``."""
+    """[F, C]; codes of one that ``quant_linear.parts.takes_few_rows``."""
     bias_F: Tensor | None = None
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from epilogue.kernels.extension import native_module
 from epilogue.kernels.quant_linear.packing import QuantWeight
+from epilogue.kernels.quant_linear.parts import WeightParts, takes_few_rows
 
 MOST_ROWS = 16
 """With more rows dequantising is cheaper (docs/log.md)."""
 _TILE_WEIGHTS = 1 << 21
-_SCALE_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_UNIT_WORDS = 16
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def quant_linear_native(x_RI: Tensor, weight: QuantWeight, *, instructions: str = "") -> Tensor:
@@ -32,7 +32,7 @@ def quant_linear_native(x_RI: Tensor, weight: QuantWeight, *, instructions: str 
     Raises:
         ValueError: another dtype, or no such instruction set here.
     """
-    if x_RI.dtype not in _SCALE_KINDS or weight.scales_OG.dtype not in _SCALE_KINDS:
+    if x_RI.dtype not in _DTYPES or weight.scales_OG.dtype not in _DTYPES:
         raise ValueError(f"wanted rows and scales in fp32, fp16 or bf16, got {x_RI.dtype} and {weight.scales_OG.dtype}")
     if len(x_RI) <= MOST_ROWS and takes_few_rows(weight):
         return _few_rows(x_RI, weight, instructions)
@@ -41,30 +41,7 @@ def quant_linear_native(x_RI: Tensor, weight: QuantWeight, *, instructions: str 
 
 def dequantize_native(weight: QuantWeight, rows: slice, *, out_OI: Tensor, instructions: str = "") -> Tensor:
     """``packing.dequantize`` of the outputs start to stop, the same bits, into the first rows of fp32 ``out_OI``."""
-    return WeightParts(weight).widen(rows, out_OI, instructions)
-
-
-class WeightParts:
-    """What the extension wants to know of a weight and of fp32 biases. Valid for as long as this object holds them."""
-
-    def __init__(self, weight: QuantWeight, bias_O: Tensor | None = None) -> None:
-        scales_OG, order_I = weight.scales_OG.contiguous(), weight.order_I
-        self._held = weight.codes_OI.contiguous(), scales_OG, weight.zeros_OG.contiguous()
-        self._order_I = None if order_I is None else order_I.contiguous()
-        self._bias_O = None if bias_O is None else bias_O.contiguous()
-        sizes = (
-            weight.in_features, weight.out_features, scales_OG.shape[1], weight.group_size, weight.bits,
-            _SCALE_KINDS[scales_OG.dtype],
-        )  # fmt: skip
-        order = 0 if self._order_I is None else self._order_I.data_ptr()
-        bias = 0 if self._bias_O is None else self._bias_O.data_ptr()
-        self.addresses = (*(x.data_ptr() for x in self._held), order, bias, sizes)
-
-    def widen(self, rows: slice, out_OI: Tensor, instructions: str) -> Tensor:
-        """Outputs start to stop as fp32, in the first rows of ``out_OI``."""
-        threads = torch.get_num_threads()
-        _module().dequantise(self.addresses, rows.start, rows.stop, out_OI.data_ptr(), threads, instructions)
-        return out_OI[: rows.stop - rows.start]
+    return _widen(WeightParts(weight), rows, out_OI, instructions)
 
 
 def _module() -> Any:
@@ -73,14 +50,11 @@ def _module() -> Any:
     return module
 
 
-def takes_few_rows(weight: QuantWeight) -> bool:
-    """Whether codes are multiplied where they lie: groups are 1, 2, 4 or 8 words of 32 bits, or units of 16, or all."""
-    if weight.scales_OG.dtype not in _SCALE_KINDS:
-        return False
-    if weight.scales_OG.shape[1] == 1:
-        return True
-    words, rest = divmod(weight.group_size * weight.bits, 32)
-    return rest == 0 and (words % _UNIT_WORDS == 0 or words in (1, 2, 4, 8))
+def _widen(parts: WeightParts, rows: slice, out_OI: Tensor, instructions: str) -> Tensor:
+    """Outputs start to stop as fp32, in the first rows of ``out_OI``."""
+    threads = torch.get_num_threads()
+    _module().dequantise(parts.addresses, rows.start, rows.stop, out_OI.data_ptr(), threads, instructions)
+    return out_OI[: rows.stop - rows.start]
 
 
 def _few_rows(x_RI: Tensor, weight: QuantWeight, instructions: str) -> Tensor:
@@ -102,6 +76,6 @@ def _many_rows(x_RI: Tensor, weight: QuantWeight, instructions: str) -> Tensor:
     tile_OI, parts = torch.empty(step, weight.in_features), WeightParts(weight)
     for start in range(0, weight.out_features, step):
         rows = slice(start, min(start + step, weight.out_features))
-        part_OI = parts.widen(rows, tile_OI, instructions)
+        part_OI = _widen(parts, rows, tile_OI, instructions)
         torch.mm(x_RI, part_OI.to(x_RI.dtype).T, out=out_RO[:, rows])
     return out_RO

@@ -27,7 +27,7 @@ def quant_linear(x_RI: Tensor, weight: QuantWeight, *, backend: Backend | None =
 
     Returns:
         out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` multiplies few
-        rows in fp32, with weights that are not rounded.) Differentiable in x_RI.
+        rows in fp32, or what is as exact, with weights that are not rounded.) Differentiable in x_RI.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.
