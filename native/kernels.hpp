@@ -78,15 +78,12 @@ inline std::int64_t num_units(const QuantWeight& w) {
     const int codes = kUnitWords * codes_per_word(w);
     return (w.in + codes - 1) / codes;
 }
-// Of one row: a unit's inputs, the first of every word before the second of every word, and the sums of every word's.
-inline std::int64_t arranged_floats(const QuantWeight& w) {
-    return num_units(w) * kUnitWords * (codes_per_word(w) + 1);
-}
-
+// Rows as `Kernels.arrange` puts them, arranged_bytes(weight) apart.
 struct QuantRows {
-    const float* x;  // [rows] arranged
+    const void* x;
     float* y;        // [rows, out]
     std::int64_t num_rows;
+    bool is_added;   // to what y holds
 };
 
 struct Kernels {
@@ -99,7 +96,8 @@ struct Kernels {
     void (*gelu)(float* x, std::int64_t n);                    // the exact one, x Phi(x)
     // One row of [in] for `quant_linear`, which computes outputs [first, stop) of all rows. The buffer holds
     // kQuantOutputsTogether * 2 * (groups + kMostLanes) floats.
-    void (*arrange)(const QuantWeight& weight, const float* x, float* to);
+    std::int64_t (*arranged_bytes)(const QuantWeight& weight);
+    void (*arrange)(const QuantWeight& weight, const float* x, void* to);
     void (*quant_linear)(const QuantWeight& weight, const QuantRows& rows, std::int64_t first, std::int64_t stop,
                          float* buffer);
     // The weights of one output, [in], in the order in which they are stored.
@@ -109,7 +107,9 @@ struct Kernels {
 extern const Kernels kernels_portable;
 #ifdef EPILOGUE_X86
 extern const Kernels kernels_avx2;
+extern const Kernels kernels_avxvnni;  // avx2 with products of bytes for quantised weights
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vnni;
 #endif
 
 // The best that this processor has, or the one named; null if it has none of that name.

@@ -1,25 +1,45 @@
 // The Python face: addresses and sizes, checked by whoever calls. The interpreter is free meanwhile.
 #include "module.hpp"
 
+#ifdef EPILOGUE_X86
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 #include <stdexcept>
 
 #include "few_row_linear.hpp"
+#include "huge_pages.hpp"
 #include "quant_linear.hpp"
 
 namespace epilogue {
 
+#ifdef EPILOGUE_X86
+namespace {
+
+// Not every compiler knows it by name.
+bool has_avxvnni() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+}  // namespace
+#endif
+
 const Kernels* choose_kernels(const char* name) {
     const bool any = *name == 0;
+    const auto is = [&](const char* this_one) { return any || !std::strcmp(name, this_one); };
 #ifdef EPILOGUE_X86
     __builtin_cpu_init();
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && (any || !std::strcmp(name, "avx512"))) return &kernels_avx512;
-    if (has_avx2 && (any || !std::strcmp(name, "avx2"))) return &kernels_avx2;
+    if (has_avx512 && __builtin_cpu_supports("avx512vnni") && is("avx512vnni")) return &kernels_avx512vnni;
+    if (has_avx512 && is("avx512")) return &kernels_avx512;
+    if (has_avx2 && has_avxvnni() && is("avxvnni")) return &kernels_avxvnni;
+    if (has_avx2 && is("avx2")) return &kernels_avx2;
 #endif
-    return any || !std::strcmp(name, "portable") ? &kernels_portable : nullptr;
+    return is("portable") ? &kernels_portable : nullptr;
 }
 
 const Kernels& kernels_named(const char* name) {
@@ -34,7 +54,6 @@ Pool pool_of(nb::tuple x) {
             Storage(nb::cast<int>(x[4]))};
 }
 
-// (codes, scales, zeros, order, bias, (in, out, groups, group size, bits, kind of scales))
 QuantWeight quant_weight_of(nb::tuple x) {
     const auto address = [&](int i) { return nb::cast<std::uintptr_t>(x[i]); };
     const nb::tuple sizes = nb::cast<nb::tuple>(x[5]);
@@ -101,6 +120,10 @@ NB_MODULE(_native, m) {
         if (!can_write(d)) return false;
         reach_decode(d, kernels);
         return true;
+    });
+    m.def("prefer_huge_pages", [](std::uintptr_t data, std::int64_t bytes) {
+        nb::gil_scoped_release release;
+        prefer_huge_pages(at<void>(data), bytes);
     });
     bind_step(m);
 }

@@ -27,6 +27,9 @@ const Kernels& kernels_named(const char* name);
 // (data, scale, zero, number of pages, storage)
 Pool pool_of(nb::tuple x);
 
+// (codes, scales, zeros, order, bias, (in, out, groups, group size, bits, kind of scales))
+QuantWeight quant_weight_of(nb::tuple x);
+
 void bind_step(nb::module_& m);  // module_step.cpp
 
 }  // namespace epilogue

@@ -11,15 +11,19 @@ Norm norm_of(nb::tuple x) {
     return {at<const float>(x[0]), at<const float>(x[1]), nb::cast<int>(x[2]), nb::cast<float>(x[3]), nb::cast<bool>(x[4])};
 }
 
-// (kind, numbers, bias, in, out). A kind past the plain ones has a branch of its own here.
-Weights weights_of(nb::tuple x) {
+// (kind, numbers, bias, in, out), or the six things of quant_weight_of
+Weights weights_of(Model& model, nb::tuple x) {
+    if (nb::len(x) == 6) {
+        model.quantised.push_back(quant_weight_of(x));
+        return quant_weights(model.quantised.back());
+    }
     return plain_weights(at<const void>(x[1]), Numbers(nb::cast<int>(x[0])), at<const float>(x[2]),
                          nb::cast<std::int64_t>(x[3]), nb::cast<std::int64_t>(x[4]));
 }
 
-Block block_of(nb::tuple x) {
-    return {norm_of(x[0]), norm_of(x[1]), norm_of(x[2]), norm_of(x[3]),
-            weights_of(x[4]), weights_of(x[5]), weights_of(x[6]), weights_of(x[7])};
+Block block_of(Model& model, nb::tuple x) {
+    return {norm_of(x[0]), norm_of(x[1]), norm_of(x[2]), norm_of(x[3]), weights_of(model, x[4]), weights_of(model, x[5]),
+            weights_of(model, x[6]), weights_of(model, x[7])};
 }
 
 // (address, stride of layers, stride of heads)
@@ -41,9 +45,9 @@ void bind_step(nb::module_& m) {
                             nb::list blocks, nb::tuple last, nb::tuple head) {
             new (self) Model{nb::cast<int>(sizes[0]), nb::cast<int>(sizes[1]), nb::cast<int>(sizes[2]),
                              nb::cast<int>(sizes[3]), clip, scale, logit_factor, at<const float>(addresses[0]),
-                             at<const float>(addresses[1]), at<const float>(addresses[2]), {}, norm_of(last),
-                             weights_of(head)};
-            for (nb::handle block : blocks) self->blocks.push_back(block_of(nb::cast<nb::tuple>(block)));
+                             at<const float>(addresses[1]), at<const float>(addresses[2]), {}, norm_of(last), {}, {}};
+            for (nb::handle block : blocks) self->blocks.push_back(block_of(*self, nb::cast<nb::tuple>(block)));
+            self->head = weights_of(*self, head);
         });
     m.def("run_step", [](const Model& model, std::uintptr_t ids, nb::list texts, nb::tuple keys, nb::tuple values,
                          nb::tuple bounds, double epsilon, std::uintptr_t x, std::uintptr_t logits, int threads,

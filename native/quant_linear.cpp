@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "few_row_linear.hpp"
 #include "team.hpp"
 
 namespace epilogue {
@@ -14,22 +15,27 @@ constexpr std::int64_t kChunksPerThread = 8;
 
 }  // namespace
 
+const void* arranged(const QuantWeight& weight, const float* x, std::int64_t rows, const Kernels& kernels) {
+    thread_local std::vector<std::uint8_t> room;
+    const std::int64_t row_bytes = kernels.arranged_bytes(weight);
+    room.resize(std::size_t(rows * row_bytes));
+    for (std::int64_t row = 0; row < rows; ++row)
+        kernels.arrange(weight, x + row * weight.in, room.data() + row * row_bytes);
+    return room.data();
+}
+
+void quant_linear(const QuantWeight& weight, const QuantRows& rows, std::int64_t first, std::int64_t stop,
+                  const Kernels& kernels) {
+    thread_local std::vector<float> buffer;
+    buffer.resize(std::size_t(kQuantOutputsTogether * 2 * (weight.groups + kMostLanes)));
+    kernels.quant_linear(weight, rows, first, stop, buffer.data());
+}
+
 void quant_linear(const QuantWeight& weight, const float* x, std::int64_t rows, float* y, int num_threads,
                   const Kernels& kernels) {
-    thread_local std::vector<float> arranged;
-    const std::int64_t row_floats = arranged_floats(weight);
-    arranged.resize(std::size_t(rows * row_floats));
-    float* const to = arranged.data();
-    for (std::int64_t row = 0; row < rows; ++row) kernels.arrange(weight, x + row * weight.in, to + row * row_floats);
-
-    const std::int64_t even = weight.out / (kChunksPerThread * num_threads) / kQuantOutputsTogether * kQuantOutputsTogether;
-    const std::int64_t chunk = std::max<std::int64_t>(even, kQuantOutputsTogether);
-    const std::int64_t count = (weight.out + chunk - 1) / chunk;
-    const QuantRows arranged_rows{to, y, rows};
-    share(count, num_threads, [&](std::int64_t i) {
-        thread_local std::vector<float> buffer;
-        buffer.resize(std::size_t(kQuantOutputsTogether * 2 * (weight.groups + kMostLanes)));
-        kernels.quant_linear(weight, arranged_rows, i * chunk, std::min((i + 1) * chunk, weight.out), buffer.data());
+    const QuantRows arranged_rows{arranged(weight, x, rows, kernels), y, rows, false};
+    share_outputs(weight.out, num_threads, [&](std::int64_t first, std::int64_t stop) {
+        quant_linear(weight, arranged_rows, first, stop, kernels);
     });
 }
 

@@ -5,13 +5,28 @@
 #include <limits>
 
 #include "few_row_linear.hpp"
+#include "quant_linear.hpp"
 
 namespace epilogue {
 namespace {
 
+const void* arrange_plain(const Weights&, const Rows& rows, const Kernels&) { return rows.x; }
+
 template <Numbers kind>
-void run_plain(const Weights& w, const Rows& rows, std::int64_t first, std::int64_t stop, const Kernels& kernels) {
+void run_plain(const Weights& w, const void*, const Rows& rows, std::int64_t first, std::int64_t stop,
+               const Kernels& kernels) {
     kernels.linear({rows.x, w.data, w.bias, rows.y, rows.num_rows, w.in, w.out, kind, rows.is_added}, first, stop);
+}
+
+const QuantWeight& codes_of(const Weights& w) { return *static_cast<const QuantWeight*>(w.data); }
+
+const void* arrange_quant(const Weights& w, const Rows& rows, const Kernels& kernels) {
+    return arranged(codes_of(w), rows.x, rows.num_rows, kernels);
+}
+
+void run_quant(const Weights& w, const void* arranged, const Rows& rows, std::int64_t first, std::int64_t stop,
+               const Kernels& kernels) {
+    quant_linear(codes_of(w), {arranged, rows.y, rows.num_rows, rows.is_added}, first, stop, kernels);
 }
 
 class Pass {
@@ -82,8 +97,9 @@ private:
 
     template <class Then>
     void multiply(const Weights& weights, const Rows& rows, const Then& then) const {
+        const void* const arranged = weights.arrange(weights, rows, kernels_);
         share_outputs(weights.out, s_.num_threads, [&](std::int64_t first, std::int64_t stop) {
-            weights.run(weights, rows, first, stop, kernels_);
+            weights.run(weights, arranged, rows, first, stop, kernels_);
             for (std::int64_t row = 0; row < rows.num_rows; ++row) then(rows.y + row * weights.out + first, stop - first);
         });
     }
@@ -159,7 +175,11 @@ Weights plain_weights(const void* numbers, Numbers kind, const float* bias, std:
     const auto run = kind == Numbers::float32    ? run_plain<Numbers::float32>
                      : kind == Numbers::bfloat16 ? run_plain<Numbers::bfloat16>
                                                  : run_plain<Numbers::float16>;
-    return {run, numbers, bias, in, out};
+    return {arrange_plain, run, numbers, bias, in, out};
+}
+
+Weights quant_weights(const QuantWeight& weight) {
+    return {arrange_quant, run_quant, &weight, weight.bias, weight.in, weight.out};
 }
 
 bool run_step(const Model& model, const Step& step, const Kernels& kernels) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "kernels.hpp"
@@ -17,10 +18,13 @@ struct Rows {
     bool is_added;   // to what y holds
 };
 
-// A linear layer of any kind: what it holds, and who multiplies by it. A kind is a function `run` and what `data` is to
-// it; whoever made the step keeps both alive.
+// A linear layer of any kind: what it holds, and who multiplies by it. A kind is two functions and what `data` is to
+// them; whoever made the step keeps it alive.
 struct Weights {
-    void (*run)(const Weights& weights, const Rows& rows, std::int64_t first, std::int64_t stop, const Kernels& kernels);
+    // The rows as `run` takes them; they stay where they are until the thread's next call.
+    const void* (*arrange)(const Weights& weights, const Rows& rows, const Kernels& kernels);
+    void (*run)(const Weights& weights, const void* arranged, const Rows& rows, std::int64_t first, std::int64_t stop,
+                const Kernels& kernels);
     const void* data;
     const float* bias;  // [out] or null
     std::int64_t in, out;
@@ -28,6 +32,9 @@ struct Weights {
 
 // Weights as plain numbers [out, in].
 Weights plain_weights(const void* numbers, Numbers kind, const float* bias, std::int64_t in, std::int64_t out);
+
+// Weights as codes.
+Weights quant_weights(const QuantWeight& weight);
 
 struct Block {
     Norm norm_1, norm_2;
@@ -46,6 +53,7 @@ struct Model {
     std::vector<Block> blocks;
     Norm last;
     Weights head;
+    std::deque<QuantWeight> quantised;  // what Weights point at
 };
 
 // Columns of a page table: [layers, heads, pages], a layer's and a head's rows so far apart.

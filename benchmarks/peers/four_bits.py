@@ -1,18 +1,21 @@
 """Writing with 4-bit weights of a 7B shape on a CPU, against llama.cpp's Q4_0: the same numbers and cores, one run.
 
-    python -m benchmarks.peers.four_bits                       # 32 layers; 8 GB of disk, 14 GB of memory, some minutes
+    python -m benchmarks.peers.four_bits --folder DIR          # 32 layers; 8 GB of disk and 17 GB of memory
     python -m benchmarks.peers.four_bits --layers 4            # a shorter model
+    python -m benchmarks.peers.four_bits --eight-bit-kv        # int8 and q8_0 keys and values instead
     python -m benchmarks.peers.four_bits --quick               # does it work?
 
-Both read 512 tokens and write behind them. Behind 8,192 tokens both hold the keys and values of those 512 tokens
-sixteen times over, put in by each program's own means of restoring a state: reading them would take minutes. ALiBi has
-no positions in keys, so that is a past like any other. The likeliest token is written each time; told are the fastest
-and the median one of each program's best round, programs taking turns. llama.cpp: flash attention, f16 keys and values,
-and for comparison q8_0. epilogue: bfloat16 (as many bytes) and int8; reach and its plan as ever (epsilon 1e-6).
+Both read 512 tokens and write behind them, taking turns; then behind 8,192, for which both hold the keys and values of
+those 512 tokens sixteen times over, put in by each program's own means of restoring a state: reading them would take
+minutes. ALiBi has no positions in keys, so that is a past like any other. The likeliest token is written each time, and
+told are the fastest and the median token of each program's best turn. llama.cpp: flash attention, f16 keys and values.
+epilogue: bfloat16 (as many bytes); the head in 8 bits, as for every quantised model, where llama.cpp's file has Q4_0;
+reach and its plan as ever (epsilon 1e-6). With --folder the files are made once and kept.
 """
 
 import argparse
 import ctypes
+import shutil
 import statistics
 import sys
 import tempfile
@@ -20,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from unittest.mock import patch
 
 import llama_cpp
@@ -31,10 +34,10 @@ from torch import Tensor
 from benchmarks.harness import finish, machine_card, require_green
 from benchmarks.peers.four_bits_model import STORYWRITER, write_both
 from benchmarks.peers.llama import LlamaReader
-from epilogue.checkpoint import load_checkpoint
 from epilogue.engine import Engine, SamplingParams, Storage
 from epilogue.kernels.extension import native_instructions
 from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.model import MPTConfig
 
 NEAR = 512
 ROOM = 256
@@ -42,6 +45,8 @@ ROOM = 256
 
 class Program(Protocol):
     """One program with the first tokens read."""
+
+    read_s: float
 
     def deepen(self, times: int) -> None:
         """Hold what was read so many times over."""
@@ -51,6 +56,9 @@ class Program(Protocol):
 
     def logits_V(self) -> Tensor:
         """Behind the first tokens."""
+
+    def close(self) -> None:
+        """Give the memory back."""
 
 
 class LlamaCpp:
@@ -149,40 +157,36 @@ class Epilogue:
         self._engine.close(self._sequence)
 
 
-def measure(program: LlamaCpp | Epilogue, depth: int, new_tokens: int) -> dict[str, Any]:
-    """Tokens a second behind 512 tokens and behind ``depth``."""
-    row: dict[str, Any] = {"read_s": round(program.read_s, 2), "tokens_per_s": {}, "median_tokens_per_s": {}}
-    for here in (NEAR, depth):
+def race(programs: dict[str, Program], args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+    """Of each program the fastest and the median token a second of its best turn, behind 512 tokens and behind more."""
+    best: dict[str, Any] = {
+        name: {"read_s": round(program.read_s, 2), "tokens_per_s": {}, "median_tokens_per_s": {}}
+        for name, program in programs.items()
+    }
+    for here in (NEAR, args.depth):
         if here > NEAR:
-            begun = time.perf_counter()
-            program.deepen(here // NEAR)
-            row["deepen_s"] = round(time.perf_counter() - begun, 2)
-        seconds = program.write(new_tokens)
-        row["tokens_per_s"][here] = round(1 / min(seconds), 2)
-        row["median_tokens_per_s"][here] = round(1 / statistics.median(seconds), 2)
-    if isinstance(program, Epilogue):
-        row["share_visited"] = round(program.share_visited, 3)
-    return row
+            for program in programs.values():
+                program.deepen(here // NEAR)
+        for _ in range(args.rounds):
+            for name, program in programs.items():
+                seconds = program.write(args.new_tokens)
+                turn = {"tokens_per_s": 1 / min(seconds), "median_tokens_per_s": 1 / statistics.median(seconds)}
+                say(f"  behind {here:6,}: {name:20} {' '.join(f'{speed:.2f}' for speed in turn.values())}")
+                for kind, speed in turn.items():
+                    best[name][kind][here] = round(max(speed, best[name][kind].get(here, 0.0)), 2)
+    return best
 
 
-def rounds(
-    makers: dict[str, Callable[[], LlamaCpp | Epilogue]], args: argparse.Namespace, say: Callable[[str], None]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Every program in turn, ``args.rounds`` times; of each the best round, depth by depth."""
-    best: dict[str, Any] = {}
-    logits: dict[str, Tensor] = {}
-    for _ in range(args.rounds):
-        for name, make in makers.items():
-            program = make()
-            row = measure(program, args.depth, args.new_tokens)
-            logits[name] = program.logits_V()
-            program.close()
-            say(f"  {name:20} {row}")
-            for kind in ("tokens_per_s", "median_tokens_per_s"):
-                old = best.get(name, row)[kind]
-                row[kind] = {here: max(speed, old[here]) for here, speed in row[kind].items()}
-            best[name] = row
-    return best, logits
+def files_of(folder: Path, config: MPTConfig, num_distinct: int) -> tuple[Path, Path]:
+    """The two files of this shape, made if they are not there yet."""
+    place = folder / f"{config.n_layers}-layers-of-{config.d_model}"
+    if not place.exists():
+        unfinished = place.with_suffix(".part")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write_both(unfinished, config, num_distinct=num_distinct)
+        unfinished.rename(place)
+    return place / "gptq", place / "q4_0.gguf"
 
 
 def main() -> None:
@@ -191,7 +195,9 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=2, help="layers that are drawn; the others repeat them")
     parser.add_argument("--depth", type=int, default=8192, help="tokens of the long context")
     parser.add_argument("--new-tokens", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--folder", type=Path, help="keeps the files; a temporary one if not given")
+    parser.add_argument("--eight-bit-kv", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="a small model, no tests first")
     parser.add_argument("--json", action="store_true", help="nothing but the closing line on stdout")
@@ -201,9 +207,10 @@ def main() -> None:
         config = replace(config, d_model=256, n_heads=2, n_layers=2, vocab_size=8192)
         args.depth, args.rounds = min(args.depth, 2048), 1
     else:
-        require_green(["tests/kernels/quant_linear", "tests/checkpoint/test_gptq.py"])
+        require_green(["tests/kernels/quant_linear/test_native.py", "tests/model/test_native_step.py"])
     if args.depth % NEAR:
         parser.error(f"--depth must be a multiple of {NEAR}")
+    begun = time.perf_counter()
     torch.set_num_threads(args.threads)
     card = machine_card() | {"instructions": native_instructions()}
 
@@ -212,36 +219,38 @@ def main() -> None:
 
     say(str(card))
     ids = torch.randint(8192, (NEAR,), generator=torch.Generator().manual_seed(1)).tolist()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint, gguf = write_both(Path(folder), config, num_distinct=min(args.distinct, config.n_layers))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint, gguf = files_of(args.folder or Path(scratch), config, min(args.distinct, config.n_layers))
         sizes = {"gptq": sum(x.stat().st_size for x in checkpoint.iterdir()), "q4_0": gguf.stat().st_size}
         say(f"{config.n_layers} layers of width {config.d_model}: {sizes}")
-        begun = time.perf_counter()
-        model = load_checkpoint(checkpoint, dtype=torch.float32).model
-        say(f"loaded in {time.perf_counter() - begun:.1f} s")
-
-        def engine(storage: Storage) -> Engine:
-            pages = 3 * config.n_layers * config.kv_n_heads * (args.depth + ROOM) // PAGE_TOKENS
-            return Engine(model, storage=storage, lookup=False, num_pages=pages)
-
-        makers: dict[str, Callable[[], LlamaCpp | Epilogue]] = {
-            "llama.cpp f16": lambda: LlamaCpp(gguf, ids, args.depth, args.threads, "f16"),
-            "epilogue bfloat16": lambda: Epilogue(engine("bfloat16"), ids),
-            "llama.cpp q8_0": lambda: LlamaCpp(gguf, ids, args.depth, args.threads, "q8_0"),
-            "epilogue int8": lambda: Epilogue(engine("int8"), ids),
+        theirs_kv, ours_kv = ("q8_0", "int8") if args.eight_bit_kv else ("f16", "bfloat16")
+        programs: dict[str, Program] = {
+            f"llama.cpp {theirs_kv}": LlamaCpp(gguf, ids, args.depth, args.threads, theirs_kv),
+            f"epilogue {ours_kv}": Epilogue(open_engine(checkpoint, config, args.depth, cast(Storage, ours_kv)), ids),
         }
-        best, logits = rounds(makers, args, say)
-    theirs, ours = logits["llama.cpp f16"], logits["epilogue bfloat16"]
+        say(f"both have read {NEAR} tokens {time.perf_counter() - begun:.0f} s after the start")
+        best = race(programs, args, say)
+        theirs, ours = (program.logits_V() for program in programs.values())
+        share_visited = next(x.share_visited for x in programs.values() if isinstance(x, Epilogue))
+        for program in programs.values():
+            program.close()
     difference = float((ours - theirs).norm() / theirs.norm())
     say(f"\n| tokens/s | behind {NEAR:,} | behind {args.depth:,} | reading {NEAR:,} |\n| --- | ---: | ---: | ---: |")
     for name, row in best.items():
         near, far = row["tokens_per_s"][NEAR], row["tokens_per_s"][args.depth]
         say(f"| {name} | {near:.2f} | {far:.2f} | {row['read_s']:.1f} s |")
-    say(f"\nlogits behind {NEAR} tokens differ by {difference:.2%} of their size")
+    say(f"\nlogits behind {NEAR} tokens differ by {difference:.2%}; {share_visited:.0%} of keys were visited")
     finish({
-        "machine": card, "options": vars(args), "n_layers": config.n_layers, "d_model": config.d_model, "bytes": sizes,
-        "rows": best, "logits_differ": round(difference, 5),
+        "machine": card, "options": vars(args) | {"folder": str(args.folder)}, "n_layers": config.n_layers,
+        "d_model": config.d_model, "bytes": sizes, "rows": best, "logits_differ": round(difference, 5),
+        "share_visited": round(share_visited, 3), "seconds": round(time.perf_counter() - begun),
     })  # fmt: skip
+
+
+def open_engine(checkpoint: Path, config: MPTConfig, depth: int, storage: Storage) -> Engine:
+    """With room for the text so often that one can be restored beside it."""
+    pages = 2 * config.n_layers * config.kv_n_heads * (depth + ROOM) // PAGE_TOKENS
+    return Engine.load(checkpoint, dtype=torch.float32, storage=storage, lookup=False, num_pages=pages)
 
 
 if __name__ == "__main__":

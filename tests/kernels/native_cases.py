@@ -19,5 +19,6 @@ def _runs(name: str) -> bool:
 
 
 each_instruction_set = pytest.mark.parametrize(
-    "instructions", [name for name in ("portable", "avx2", "avx512") if native_is_available() and _runs(name)]
+    "instructions",
+    [name for name in ("portable", "avx2", "avxvnni", "avx512", "avx512vnni") if native_is_available() and _runs(name)],
 )

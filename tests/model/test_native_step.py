@@ -10,12 +10,28 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from epilogue.kernels.model_step import StepModel
 from epilogue.kernels.paged_attention import Storage
-from epilogue.model import MPT, AttentionConfig, KVCache, MPTConfig, NativeStep, PagePool, PageTable, Reads, Segment
+from epilogue.model import (
+    MPT,
+    AttentionConfig,
+    KVCache,
+    MPTConfig,
+    NativeStep,
+    PagePool,
+    PageTable,
+    Quantization,
+    QuantLinear,
+    Reads,
+    Segment,
+)
+from epilogue.model.adapters import adapters, add_adapters
 from epilogue.model.eviction import EvictionBounds
+from epilogue.model.native_step import weights_of
 from epilogue.model.weight_bounds import eviction_bounds
 from kernels.attention.exactness import assert_within_twice_the_error
-from kernels.native_cases import needs_extension
+from kernels.native_cases import each_instruction_set, needs_extension
+from kernels.quant_linear.weights import random_weight
 
 pytestmark = needs_extension
 
@@ -32,7 +48,24 @@ def make(*, attn: dict[str, Any] | None = None, is_narrow: bool = False, **chang
             if is_narrow:
                 weight.copy_(weight.bfloat16())
     if is_narrow:
-        model.keep_narrow_copies()
+        model.keep_copies(coded_head=False)
+    return model
+
+
+def make_quantised(
+    bits: int, group_size: int, *, has_order: bool = False, scale_dtype: torch.dtype = torch.float16, **changes: Any
+) -> MPT:
+    """Zero points that are not the middle of the range, and codes of which every one occurs."""
+    model = make(quantization=Quantization(bits=bits, group_size=group_size), **changes)
+    torch.manual_seed(bits * group_size)
+    for layer in model.modules():
+        if isinstance(layer, QuantLinear):
+            size = layer.in_features if group_size == -1 else group_size
+            layer.quant_weight = random_weight(
+                layer.out_features, layer.in_features, bits=bits, group_size=size, has_order=has_order,
+                scale_dtype=scale_dtype,
+            )  # fmt: skip
+            layer.scales_OG.mul_(64 / 2**bits)
     return model
 
 
@@ -143,6 +176,68 @@ def test_any_storage(storage: Storage) -> None:
     check(make(n_heads=6, d_model=96), [300, 40], [2, 1], storage)
 
 
+@settings(max_examples=20)
+@given(
+    bits=st.sampled_from([4, 8]),
+    group_size=st.sampled_from([-1, 8, 16, 32, 64, 128]),
+    width=st.sampled_from([48, 96, 204]),
+    has_order=st.booleans(),
+    scale_dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    no_bias=st.booleans(),
+    lengths=st.sampled_from([[0], [127], [5, 130]]),
+    extra=st.integers(0, 3),
+)
+def test_codes_as_exact_as_the_model(
+    bits: int, group_size: int, width: int, has_order: bool, scale_dtype: torch.dtype, no_bias: bool,
+    lengths: list[int], extra: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(extra)
+    model = make_quantised(
+        bits, group_size, has_order=has_order, scale_dtype=scale_dtype, no_bias=no_bias, d_model=width
+    )
+    check(model, lengths, [1 + extra] + [1] * (len(lengths) - 1))
+
+
+def test_a_coded_head_is_the_models() -> None:
+    model = make_quantised(4, 16)
+    model.keep_copies()
+    assert model.coded_head is not None
+    texts = Texts(model, [40], "float32")
+    twin = copy.deepcopy(texts)
+    twin.model = model
+    torch.testing.assert_close(texts.step([2], [3, 4]), twin.run([2], [3, 4]), rtol=1e-4, atol=1e-4)
+
+
+@each_instruction_set
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_on_any_instruction_set(instructions: str, bits: int) -> None:
+    model = make_quantised(bits, 32, no_bias=False)
+    texts = Texts(model, [70], "float32")
+    twin, weights = copy.deepcopy(texts), weights_of(model)
+    assert weights is not None
+    pool, segments = texts.pool, texts.segments([2])
+    step = StepModel(weights, pool.keys, pool.values, None, epsilon=1e-6, instructions=instructions)
+    native = NativeStep(model, pool, None, epsilon=1e-6)
+    assert native.can_take(segments)
+    native._step = step
+    ours, theirs = native.step(segments, [3, 4])[1], twin.run([2], [3, 4])
+    exact = copy.deepcopy(twin)
+    exact.model = copy.deepcopy(model).double()
+    assert_within_twice_the_error([ours], [theirs], [exact.run([2], [3, 4])])
+
+
+def test_codes_that_change_are_read_as_they_are() -> None:
+    model = make_quantised(4, 16)
+    texts = Texts(model, [40], "float32")
+    native = NativeStep(model, texts.pool, None, epsilon=1e-6)
+    native.step(texts.segments([1]), [3])
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    layers[0].quant_weight = random_weight(layers[0].out_features, 48, group_size=8)
+    layers[1].scales_OG.mul_(1.5)
+    assert native.can_take(texts.segments([1]))
+    torch.testing.assert_close(native.step(texts.segments([1]), [3])[1], texts.run([1], [3]), rtol=1e-4, atol=1e-4)
+
+
 def test_steps_one_after_the_other_are_one_pass() -> None:
     texts = Texts(make(), [120], "float32")
     twin, ids = copy.deepcopy(texts), list(range(16))
@@ -183,6 +278,12 @@ def test_what_it_does_not_run_is_left_to_the_model() -> None:
     wrapped.transformer.blocks[0].ffn.up_proj = torch.nn.Linear(48, 192, bias=False)  # type: ignore[union-attr]
     assert not takes(wrapped)
     assert not takes(make(attn={"alibi": False}, max_seq_len=4), 1)
+    assert takes(make_quantised(4, 16))
+    assert not takes(make_quantised(4, 24))  # three words a group
+    for model in (make(), make_quantised(4, 16)):
+        add_adapters(model, rank=2, alpha=1, targets=["up_proj"])
+        assert any(adapters(model))
+        assert not takes(model.eval())
 
 
 def test_a_missing_page_changes_nothing() -> None:
@@ -191,7 +292,8 @@ def test_a_missing_page_changes_nothing() -> None:
     before = copy.deepcopy(texts)
     with pytest.raises(IndexError, match="not all in the pool"):
         texts.step([1], [3])
-    assert torch.equal(texts.pool.keys.data_PWD, before.pool.keys.data_PWD)
+    # As bits: a pool begins as whatever was in memory, NaN too.
+    assert torch.equal(texts.pool.keys.data_PWD.view(torch.int32), before.pool.keys.data_PWD.view(torch.int32))
 
 
 def test_ids_and_tables_that_do_not_fit_are_refused() -> None:

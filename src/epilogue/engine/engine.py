@@ -52,6 +52,7 @@ class Engine:
         spacings: of bookmarks, for changes further back: the text is read anew from the bookmark before them
             (``model.bookmarks``); () for none.
         bounds: of this very model and storage, if they are known; else computed, in some seconds for a large model.
+        coded_head: on a CPU in float32, multiply by 8-bit codes of the head (``MPT.keep_copies``).
         num_pages: size of the pool; as many as memory allows if None.
         available_bytes: how much memory a device has left.
 
@@ -71,6 +72,7 @@ class Engine:
         lookup: bool | None = None,
         spacings: Several[int] = SPACINGS,
         bounds: EvictionBounds | None = None,
+        coded_head: bool | None = None,
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
@@ -85,7 +87,7 @@ class Engine:
         check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
         if copies_pay(model, available=available_bytes(model.device)):
-            model.keep_narrow_copies()
+            model.keep_copies(coded_head=coded_head)
         if num_pages is None:
             available = available_bytes(model.device)
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)

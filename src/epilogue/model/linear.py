@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from epilogue.kernels.few_row_linear import few_row_linear
-from epilogue.kernels.quant_linear import NO_ENDING, Ending, QuantWeight, dense, finish, num_groups, quant_linear
+from epilogue.kernels.quant_linear import (
+    NO_ENDING,
+    Ending,
+    QuantWeight,
+    dense,
+    finish,
+    num_groups,
+    quant_linear,
+    round_to_codes,
+)
 from epilogue.model.quantization import Quantization
 
 QUANTISED_LAYERS = ("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj")
@@ -34,6 +43,33 @@ class NarrowCopy:
     def standing_for(weight_OI: Tensor, copy: "NarrowCopy | None") -> Tensor | None:
         """The copy's numbers, if they are still the weights'."""
         return None if copy is None or copy.version != weight_OI._version else copy.weight_OI
+
+
+_CODE_GROUP = 128
+
+
+@dataclass(frozen=True)
+class CodedCopy:
+    """fp32 weights once more as 8-bit codes in groups of 128 inputs: a quarter of the bytes, nearly the products."""
+
+    weight: QuantWeight
+    version: int
+    """Of the weights it was made of; they may have changed since."""
+
+    @classmethod
+    def of(cls, weight_OI: Tensor) -> "CodedCopy | None":
+        """None where groups do not divide the inputs, or a weight is not finite."""
+        group_size = min(_CODE_GROUP, weight_OI.shape[1])
+        if weight_OI.shape[1] % group_size or weight_OI.is_inference() or not weight_OI.isfinite().all():
+            return None
+        return cls(round_to_codes(weight_OI, group_size=group_size), weight_OI._version)
+
+    @staticmethod
+    def standing_for(weight_OI: Tensor, copy: "CodedCopy | None") -> QuantWeight | None:
+        """The copy's codes, if they are still the weights'."""
+        if copy is None or copy.version != weight_OI._version or copy.weight.codes_OI.device != weight_OI.device:
+            return None
+        return copy.weight
 
 
 class Linear(nn.Linear):

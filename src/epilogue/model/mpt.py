@@ -15,49 +15,16 @@ from torch import Tensor, nn
 
 from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
-from epilogue.kernels.few_row_norm import few_row_norm
 from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
-from epilogue.kernels.quant_linear import NO_ENDING, Ending
+from epilogue.kernels.quant_linear import NO_ENDING, Ending, quant_linear
 from epilogue.model.alibi import alibi_slopes
 from epilogue.model.config import MPTConfig
 from epilogue.model.exchange import HeadExchange
-from epilogue.model.linear import Linear, NarrowCopy, end_linear, make_linear
+from epilogue.model.linear import CodedCopy, Linear, NarrowCopy, end_linear, make_linear
+from epilogue.model.norms import make_norm
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 from epilogue.model.recompute import BlockParts, Recompute, run_block
-
-
-class RMSNorm(nn.Module):
-    """x over its root mean square, computed in fp32, times a gain."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Normalise the last axis; the dtype is kept."""
-        wide = x_BTC if x_BTC.dtype == torch.float64 else x_BTC.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return scaled.to(x_BTC.dtype) * self.weight
-
-
-class LayerNorm(nn.LayerNorm):
-    """PyTorch's, through ``kernels.few_row_norm``, which knows a faster way for the few rows of a decode step."""
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Normalise the last axis; the dtype is kept."""
-        return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
-
-
-def make_norm(config: MPTConfig, width: int) -> nn.Module:
-    """The norm of this architecture.
-
-    The low_precision kinds differ from the plain ones only under autocast, which is not used here.
-    """
-    if config.norm_type in ("rmsnorm", "low_precision_rmsnorm"):
-        return RMSNorm(width, config.norm_eps)
-    return LayerNorm(width, eps=config.norm_eps, bias=not config.no_bias)
 
 
 class Attention(nn.Module):
@@ -264,6 +231,7 @@ class MPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.narrow_head: NarrowCopy | None = None
+        self.coded_head: CodedCopy | None = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -320,20 +288,30 @@ class MPT(nn.Module):
             if isinstance(module, Block):
                 module.recompute = recompute
 
-    def keep_narrow_copies(self) -> None:
+    def keep_copies(self, *, coded_head: bool | None = None) -> None:
         """Keep fp32 weights that are bf16 or fp16 numbers as those too, for few tokens on a CPU: half the memory more.
 
         Weights that change later are read as they are.
+
+        Args:
+            coded_head: let ``head`` multiply by 8-bit codes instead, which are not quite the same numbers
+                (docs/numerics.md): a quarter of the head's memory more. None: where the other layers are quantised.
         """
+        wants_codes = self.config.quantization is not None if coded_head is None else coded_head
+        self.coded_head = CodedCopy.of(self._head_weight) if wants_codes else None
         for module in self.modules():
             if isinstance(module, Linear):
                 module.narrow = NarrowCopy.of(module.weight)
-        self.narrow_head = NarrowCopy.of(self._head_weight)
+        self.narrow_head = NarrowCopy.of(self._head_weight) if self.coded_head is None else None
 
     def head(self, x_BTC: Tensor) -> Tensor:
         """logits_BTV of the final norm's output; vocab_size numbers a token, so ask for the tokens you need."""
         weight = self._head_weight
-        logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self.narrow_head))
+        codes = CodedCopy.standing_for(weight, self.coded_head)
+        if codes is None:
+            logits_BTV = few_row_linear(x_BTC, weight, narrow_FC=NarrowCopy.standing_for(weight, self.narrow_head))
+        else:
+            logits_BTV = quant_linear(x_BTC.flatten(0, -2), codes).view(*x_BTC.shape[:-1], len(weight))
         factor = self.config.logit_factor
         return logits_BTV if factor is None else logits_BTV * factor
 

@@ -1,7 +1,7 @@
 """NativeStep: a pass over a few tokens of each of some texts, the whole model in one call of the C++ extension.
 
-Twin of ``MPT`` with a ``KVCache``, which runs whatever this does not: models that are not in fp32 on the CPU, quantised
-or wrapped linear layers, and many tokens at once.
+Twin of ``MPT`` with a ``KVCache``, which runs whatever this does not: models that are not in fp32 on the CPU, wrapped
+linear layers, ones with adapters or with codes in groups of odd sizes, and many tokens at once.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,13 @@ from epilogue.kernels.model_step import (
     TextTable,
 )
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
+from epilogue.kernels.quant_linear import QuantWeight
+from epilogue.kernels.quant_linear.parts import takes_few_rows
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.kv_cache import Segment
-from epilogue.model.linear import Linear, NarrowCopy
-from epilogue.model.mpt import MPT, Attention, Block, RMSNorm
+from epilogue.model.linear import CodedCopy, Linear, NarrowCopy, QuantLinear
+from epilogue.model.mpt import MPT, Attention, Block
+from epilogue.model.norms import RMSNorm
 from epilogue.model.page_pool import PagePool
 
 MOST_STEP_ROWS = 16
@@ -45,7 +48,9 @@ class NativeStep:
     def __init__(self, model: MPT, pool: PagePool, bounds: EvictionBounds | None, *, epsilon: float) -> None:
         self.model, self.pool, self.bounds, self.epsilon = model, pool, bounds, epsilon
         self._step: StepModel | None = None
-        self._parameters = [(owner, name) for owner in model.modules() for name in owner._parameters]
+        codes = [module._buffers for module in model.modules() if isinstance(module, QuantLinear)]
+        owners = [module._parameters for module in model.modules()] + codes
+        self._weights = [(owner, name) for owner in owners for name in owner]
         self._hooks = [hooks for x in model.modules() for hooks in (x._forward_pre_hooks, x._forward_hooks)]
         self._attentions = [module for module in model.modules() if isinstance(module, Attention)]
         self._state: list[tuple[int, int, int]] = []
@@ -92,8 +97,8 @@ class NativeStep:
         """The model as its weights are now; None if the extension does not run it."""
         state = [
             (id(x), x.data_ptr(), 0 if x.is_inference() else x._version)
-            for owner, name in self._parameters
-            if (x := owner._parameters[name]) is not None
+            for owner, name in self._weights
+            if (x := owner[name]) is not None
         ]
         if state != self._state:
             self._state, self._step = state, self._made()
@@ -119,6 +124,7 @@ def weights_of(model: MPT) -> ModelWeights | None:
         return None
     config, transformer = model.config, model.transformer
     head = transformer.wte.weight if config.tie_word_embeddings else model.lm_head.weight
+    coded_head = CodedCopy.standing_for(head, model.coded_head)
     narrow_head = NarrowCopy.standing_for(head, model.narrow_head)
     clip = config.attn_config.clip_qkv
     try:
@@ -134,7 +140,7 @@ def weights_of(model: MPT) -> ModelWeights | None:
             slopes_H=model.slopes_H,
             blocks=tuple(_block(block) for block in transformer.blocks),
             norm_f=_norm(transformer.norm_f),
-            head=LinearWeights(head.detach() if narrow_head is None else narrow_head),
+            head=LinearWeights(coded_head or (head.detach() if narrow_head is None else narrow_head)),
         )
     except _NotCovered:
         return None
@@ -157,11 +163,26 @@ def _block(block: nn.Module) -> BlockWeights:
 
 
 def _linear(linear: nn.Module) -> LinearWeights:
-    if type(linear) is not Linear or not linear.weight.is_contiguous():
+    if not isinstance(linear, Linear | QuantLinear) or linear.adapter is not None:
+        raise _NotCovered
+    if type(linear) not in (Linear, QuantLinear):  # a subclass may do anything
+        raise _NotCovered
+    bias = None if linear.bias is None else linear.bias.detach()
+    weight = _codes(linear) if isinstance(linear, QuantLinear) else _numbers(linear)
+    return LinearWeights(weight, bias)
+
+
+def _codes(linear: QuantLinear) -> QuantWeight:
+    if linear.codes_OI.device.type != "cpu" or not takes_few_rows(linear.quant_weight):
+        raise _NotCovered
+    return linear.quant_weight
+
+
+def _numbers(linear: Linear) -> Tensor:
+    if not linear.weight.is_contiguous():
         raise _NotCovered
     narrow_FC = NarrowCopy.standing_for(linear.weight, linear.narrow)
-    bias = None if linear.bias is None else linear.bias.detach()
-    return LinearWeights(linear.weight.detach() if narrow_FC is None else narrow_FC, bias)
+    return linear.weight.detach() if narrow_FC is None else narrow_FC
 
 
 def _norm(norm: nn.Module) -> NormWeights:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue.model import MPTConfig
-from epilogue.model.mpt import make_norm
+from epilogue.model.norms import make_norm
 from epilogue.quant.activations import Activations
 
 # Tokens whose logits are in memory at once.

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epilogue.kernels.quant_linear import dense, pack_codes, pack_words, unpack_codes, unpack_words
+from epilogue.kernels.quant_linear import dense, pack_codes, pack_words, round_to_codes, unpack_codes, unpack_words
 from kernels.quant_linear.weights import one_by_one, random_weight
 
 each_width = pytest.mark.parametrize("bits", [4, 8])
@@ -60,3 +60,16 @@ def test_dense_is_scale_times_code_less_zero_point(
     assert torch.equal(dense(weight, dtype=torch.float64), expected)
     assert torch.equal(dense(weight), expected.float())
     assert torch.equal(dense(weight, dtype=torch.bfloat16), expected.float().bfloat16())
+
+
+@given(
+    rows=st.integers(1, 5), groups=st.integers(1, 4), group_size=st.sampled_from([1, 2, 32]), seed=st.integers(0, 99)
+)
+def test_the_nearest_codes_are_half_a_step_off_at_most(rows: int, groups: int, group_size: int, seed: int) -> None:
+    weight_OI = torch.randn(rows, groups * group_size, generator=torch.Generator().manual_seed(seed))
+    weight_OI[0, 0] = 0
+    coded = round_to_codes(weight_OI, group_size=group_size)
+    off_OGI = (dense(coded) - weight_OI).unflatten(1, (groups, group_size)).abs()
+    assert (off_OGI <= coded.scales_OG[..., None] * 0.5001).all()
+    with pytest.raises(ValueError, match="do not divide"):
+        round_to_codes(weight_OI, group_size=groups * group_size + 1)

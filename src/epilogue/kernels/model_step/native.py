@@ -16,6 +16,8 @@ from epilogue.kernels.model_step.weights import (
     TextTable,
 )
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS, PageTensors
+from epilogue.kernels.quant_linear import QuantWeight
+from epilogue.kernels.quant_linear.parts import WeightParts, takes_few_rows
 
 _NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
@@ -61,6 +63,7 @@ class StepModel:
     ) -> None:
         self.weights, self.epsilon, self.instructions = weights, epsilon, instructions
         self._kept = keys, values, bounds
+        self._parts: list[WeightParts] = []
         module = native_module()
         assert module is not None
         module.kernels(instructions)
@@ -76,9 +79,9 @@ class StepModel:
             w.scale,
             w.logit_factor,
             (_address(w.token_embedding_VC), _address(w.position_embedding_SC), _address(w.slopes_H)),
-            [tuple(_block(block)) for block in w.blocks],
+            [tuple(self._block(block)) for block in w.blocks],
             _norm(w.norm_f),
-            _linear(w.head),
+            self._linear(w.head),
         )
 
     def run(self, ids: Sequence[int], texts: Sequence[TextTable]) -> StepResults:
@@ -95,7 +98,7 @@ class StepModel:
         self._check(ids, texts)
         w, num_texts = self.weights, len(texts)
         x_RC = torch.empty(len(ids), w.token_embedding_VC.shape[1])
-        logits_RV = torch.empty(len(ids), w.head.weight_FC.shape[0])
+        logits_RV = torch.empty(len(ids), len(w.token_embedding_VC))
         first_page_BH = torch.empty(num_texts, w.num_heads, dtype=torch.int64)
         omitted_mass_B = torch.empty(num_texts, dtype=torch.float64)
         ids_R = torch.tensor(ids, dtype=torch.int64)
@@ -112,6 +115,30 @@ class StepModel:
         if not was_written:
             raise IndexError("the new tokens' pages are not all in the pool")
         return StepResults(x_RC, logits_RV, first_page_BH, omitted_mass_B)
+
+    def _block(self, block: BlockWeights) -> Iterator[tuple[Any, ...]]:
+        for norm in (block.norm_1, block.norm_2, block.q_norm, block.k_norm):
+            yield _norm(norm)
+        for linear in (block.Wqkv, block.out_proj, block.up_proj, block.down_proj):
+            yield self._linear(linear)
+
+    def _linear(self, linear: LinearWeights) -> tuple[Any, ...]:
+        if isinstance(linear.weight, QuantWeight):
+            return self._codes(linear.weight, linear.bias_F)
+        weight_FC = linear.weight
+        if weight_FC.dtype not in _NUMBERS or not weight_FC.is_contiguous() or weight_FC.device.type != "cpu":
+            raise ValueError(f"wanted dense fp32, bf16 or fp16 weights on the CPU, got {weight_FC.dtype}")
+        self._module.prefer_huge_pages(weight_FC.data_ptr(), weight_FC.nbytes)
+        width_out, width_in = weight_FC.shape
+        return _NUMBERS[weight_FC.dtype], weight_FC.data_ptr(), _address(linear.bias_F), width_in, width_out
+
+    def _codes(self, weight: QuantWeight, bias_F: Tensor | None) -> tuple[Any, ...]:
+        if weight.codes_OI.device.type != "cpu" or not takes_few_rows(weight):
+            raise ValueError(f"wanted codes on the CPU in groups of whole words, got groups of {weight.group_size}")
+        _address(bias_F)
+        self._module.prefer_huge_pages(weight.codes_OI.data_ptr(), weight.codes_OI.nbytes)
+        self._parts.append(WeightParts(weight, bias_F))
+        return self._parts[-1].addresses
 
     def _check(self, ids: Sequence[int], texts: Sequence[TextTable]) -> None:
         if not 0 <= min(ids) <= max(ids) < len(self.weights.token_embedding_VC):
@@ -135,25 +162,10 @@ def _address(x: Tensor | None) -> int:
     return x.data_ptr()
 
 
-def _linear(linear: LinearWeights) -> tuple[Any, ...]:
-    weight_FC = linear.weight_FC
-    if weight_FC.dtype not in _NUMBERS or not weight_FC.is_contiguous() or weight_FC.device.type != "cpu":
-        raise ValueError(f"wanted dense fp32, bf16 or fp16 weights on the CPU, got {weight_FC.dtype}")
-    width_out, width_in = weight_FC.shape
-    return _NUMBERS[weight_FC.dtype], weight_FC.data_ptr(), _address(linear.bias_F), width_in, width_out
-
-
 def _norm(norm: NormWeights | None) -> tuple[Any, ...]:
     if norm is None:
         return ()
     return _address(norm.gain_C), _address(norm.bias_C), len(norm.gain_C), norm.eps, not norm.has_mean
-
-
-def _block(block: BlockWeights) -> Iterator[tuple[Any, ...]]:
-    for norm in (block.norm_1, block.norm_2, block.q_norm, block.k_norm):
-        yield _norm(norm)
-    for linear in (block.Wqkv, block.out_proj, block.up_proj, block.down_proj):
-        yield _linear(linear)
 
 
 def _pool(pages: PageTensors) -> tuple[int, int, int, int, int]:

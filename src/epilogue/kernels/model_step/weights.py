@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from epilogue.kernels.quant_linear import QuantWeight
+
 
 @dataclass(frozen=True)
 class LinearWeights:
-    """A linear layer: numbers in fp32, or the very same ones in bf16 or fp16, and finite."""
+    """A linear layer: numbers in fp32, or the very same ones in bf16 or fp16, and finite; or codes."""
 
-    weight_FC: Tensor
+    weight: Tensor | QuantWeight
+    """[F, C]; codes of one that ``quant_linear.parts.takes_few_rows``."""
     bias_F: Tensor | None = None
 
 
@@ -40,7 +43,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """An MPT. Everything but the linear layers' numbers is fp32; all of it is on the CPU and contiguous."""
+    """An MPT. Everything but the linear layers' weights is fp32; all of it is on the CPU and contiguous."""
 
     num_heads: int
     num_kv_heads: int

@@ -9,6 +9,7 @@ from epilogue.kernels.quant_linear.packing import (
     num_groups,
     pack_codes,
     pack_words,
+    round_to_codes,
     unpack_codes,
     unpack_words,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "pack_codes",
     "pack_words",
     "quant_linear",
+    "round_to_codes",
     "unpack_codes",
     "unpack_words",
 ]

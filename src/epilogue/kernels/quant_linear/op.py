@@ -35,7 +35,7 @@ def quant_linear(
 
     Returns:
         out_RO in the dtype of x_RI, to which weights are rounded before they are multiplied. (``native`` and ``row``
-        multiply few rows with weights that are not rounded.) Differentiable in x_RI.
+        multiply few rows in fp32, or what is as exact, with weights that are not rounded.) Differentiable in x_RI.
 
     Raises:
         ValueError: shapes, dtypes or devices disagree.

@@ -115,6 +115,22 @@ def dense(weight: QuantWeight, *, dtype: torch.dtype = torch.float32) -> Tensor:
     return stored_OI if weight.order_I is None else stored_OI[:, weight.order_I.long().argsort()]
 
 
+def round_to_codes(weight_OI: Tensor, *, group_size: int) -> QuantWeight:
+    """The nearest 8-bit codes of finite weights, zero in the middle; a scale, fp32, is the group's largest size / 127.
+
+    Raises:
+        ValueError: groups that do not divide the inputs.
+    """
+    outputs, inputs = weight_OI.shape
+    if inputs % group_size:
+        raise ValueError(f"groups of {group_size} do not divide {inputs} inputs")
+    parts_OGI = weight_OI.detach().float().unflatten(1, (-1, group_size))
+    scales_OG = (parts_OGI.abs().amax(-1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    codes_OGI = (parts_OGI / scales_OG[..., None]).round_().add_(128).to(torch.uint8)
+    zeros_OG = torch.full(scales_OG.shape, 128, dtype=torch.int16, device=weight_OI.device)
+    return QuantWeight(8, group_size, codes_OGI.view(outputs, inputs), scales_OG, zeros_OG)
+
+
 def num_groups(in_features: int, group_size: int) -> int:
     """G."""
     return -(-in_features // group_size)

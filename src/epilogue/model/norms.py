@@ -1,0 +1,40 @@
+"""The norms of this architecture."""
+
+import torch
+from torch import Tensor, nn
+
+from epilogue.kernels.few_row_norm import few_row_norm
+from epilogue.model.config import MPTConfig
+
+
+class RMSNorm(nn.Module):
+    """x over its root mean square, computed in fp32, times a gain."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Normalise the last axis; the dtype is kept."""
+        wide = x_BTC if x_BTC.dtype == torch.float64 else x_BTC.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return scaled.to(x_BTC.dtype) * self.weight
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, through ``kernels.few_row_norm``, which knows a faster way for the few rows of a decode step."""
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Normalise the last axis; the dtype is kept."""
+        return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
+
+
+def make_norm(config: MPTConfig, width: int) -> nn.Module:
+    """The norm of this architecture.
+
+    The low_precision kinds differ from the plain ones only under autocast, which is not used here.
+    """
+    if config.norm_type in ("rmsnorm", "low_precision_rmsnorm"):
+        return RMSNorm(width, config.norm_eps)
+    return LayerNorm(width, eps=config.norm_eps, bias=not config.no_bias)
