@@ -5,7 +5,6 @@ trained length. The files are those of Hugging Face's peft; its LoraConfig has t
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from epilogue.checkpoint.files import CONFIG, read_json, reason
 from epilogue.checkpoint.load import ADAPTER_CONFIG, load_checkpoint
 from epilogue.checkpoint.metadata import TOKENIZER, load_config
 from epilogue.checkpoint.save import config_json, save_checkpoint, write_directory
-from epilogue.data.publish import begin_folder, publish_folder
+from epilogue.checkpoint.staging import whole_folder
 from epilogue.errors import CheckpointError
 from epilogue.model import MPT, LowRankAdapter, QuantLinear, adapters, dense
 
@@ -154,19 +153,9 @@ def merge_adapter(
     trained_in = load_config(directory) if (directory / CONFIG).is_file() else checkpoint.config
     tokenizers = [path / TOKENIZER for path in (directory, checkpoint.directory) if (path / TOKENIZER).is_file()]
     state = _merged(checkpoint.model, dtype or checkpoint.dtype)
-    partial: Path | None = None
-    try:
-        partial = begin_folder(out)
-        save_checkpoint(
-            partial, state, replace(trained_in, quantization=None), tokenizer_file=next(iter(tokenizers), None)
-        )
-        publish_folder(partial)
-    except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{out} cannot be written ({reason(error)}); make room or name another") from error
-        raise
+    config, tokenizer_file = replace(trained_in, quantization=None), next(iter(tokenizers), None)
+    with whole_folder(out) as partial:
+        save_checkpoint(partial, state, config, tokenizer_file=tokenizer_file)
     return checkpoint.config.quantization is not None
 
 

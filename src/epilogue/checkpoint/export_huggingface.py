@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from epilogue.checkpoint.metadata import load_config, load_tokenizer
 from epilogue.checkpoint.model_card import CardFacts, model_card
 from epilogue.checkpoint.plain_transformers import misread_by_transformers
 from epilogue.checkpoint.save import save_checkpoint
-from epilogue.data.publish import begin_folder, publish_folder
+from epilogue.checkpoint.staging import whole_folder
 from epilogue.errors import CheckpointError
 from epilogue.model import MPT, MPTConfig
 from epilogue.text import Tokenizer
@@ -79,20 +78,11 @@ def export_hf(
         tokenizer=tokenizer,
         misread=misread,
     )
-    partial: Path | None = None
-    try:
-        partial = begin_folder(out)
+    with whole_folder(out) as partial:
         if source_card is not None:
             (partial / _SOURCE_CARD).write_text(source_card, encoding="utf-8")
         _write(partial, checkpoint.model, config, tokenizer=tokenizer, card=card)
         _check_written(partial, checkpoint.model, config, tokenizer)
-        publish_folder(partial)
-    except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{out} cannot be written ({reason(error)}); make room or name another") from error
-        raise
     return ExportedHF(out, misread, None if push_to is None else _push(out, push_to))
 
 

@@ -1,6 +1,7 @@
 """Files that appear in a directory all at once, or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import BinaryIO
 from uuid import uuid4
 
 import psutil
+
+from epilogue.checkpoint.files import reason
+from epilogue.data.publish import begin_folder, publish_folder
+from epilogue.errors import CheckpointError
 
 _SUFFIX = ".partial"
 
@@ -96,6 +101,25 @@ def whole_file(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
         raise
     with suppress(OSError):  # some systems cannot open folders; the file is whole either way
         _flush(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block is left without an error, and is removed otherwise.
+
+    Raises:
+        CheckpointError: the file system refuses, or there is a folder of that name with something in it.
+    """
+    try:
+        partial = begin_folder(folder)
+        try:
+            yield partial
+            publish_folder(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written ({reason(error)}); make room or name another") from error
 
 
 def clear_leftovers(directory: Path) -> None:
