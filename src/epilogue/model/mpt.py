@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.few_row_linear import few_row_linear
-from epilogue.kernels.few_row_norm import few_row_norm
+from epilogue.kernels.few_row_norm import few_row_norm, few_row_sum_norm
 from epilogue.kernels.linear_cross_entropy import linear_cross_entropy
 from epilogue.kernels.quant_linear import NO_ENDING, Ending
 from epilogue.model.alibi import alibi_slopes
@@ -24,6 +24,7 @@ from epilogue.model.linear import Linear, NarrowCopy, end_linear, make_linear
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 from epilogue.model.recompute import BlockParts, Recompute, run_block
+from epilogue.model.stream import Stream, has_few_rows
 
 
 class RMSNorm(nn.Module):
@@ -44,8 +45,12 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """PyTorch's, through ``kernels.few_row_norm``, which knows a faster way for the few rows of a decode step."""
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Normalise the last axis; the dtype is kept."""
+    takes_term = True  # Stream asks
+
+    def forward(self, x_BTC: Tensor, term_BTC: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Normalise the last axis, the dtype is kept; with a term, x and the term's sum and the norm of that."""
+        if term_BTC is not None:
+            return few_row_sum_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
         return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
 
 
@@ -183,15 +188,25 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
         self.recompute: Recompute | None = None
 
-    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
-        """One layer."""
+    def forward(
+        self, x_BTC: Tensor | Stream, cache: Lookback | None, document_start_BT: Tensor | None = None
+    ) -> Tensor | Stream:
+        """One layer. A stream for a stream, which never learns, and a tensor for a tensor."""
+        if isinstance(x_BTC, Stream):
+            return self._carry(x_BTC, cache, document_start_BT)
         if self.recompute is not None and cache is None and torch.is_grad_enabled():
             return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
         if self.training:
-            x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
-            return self._feed(x_BTC)
-        x_BTC = self.attn(self.norm_1(x_BTC), cache, document_start_BT, ending=Ending(onto_RO=x_BTC))
-        return self.ffn(self.norm_2(x_BTC), ending=Ending(onto_RO=x_BTC))  # type: ignore[no-any-return]
+            return self._feed(x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT)))
+        return self._carry(Stream(x_BTC), cache, document_start_BT).sum_BTC
+
+    def _carry(self, stream: Stream, cache: Lookback | None, document_start_BT: Tensor | None) -> Stream:
+        stream, normed_BTC = stream.normed(self.norm_1)
+        ending = stream.ending_of(self.attn.out_proj)
+        stream = stream.plus(self.attn(normed_BTC, cache, document_start_BT, ending=ending), ending)
+        stream, normed_BTC = stream.normed(self.norm_2)
+        ending = stream.ending_of(self.ffn.down_proj)
+        return stream.plus(self.ffn(normed_BTC, ending=ending), ending)
 
     def _feed(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
@@ -233,9 +248,10 @@ class Transformer(nn.Module):
             share = self.config.embedding_fraction
             x_BTC = x_BTC * share + x_BTC.detach() * (1 - share)
         x_BTC = self.dropout(x_BTC)
+        stream = Stream(x_BTC) if has_few_rows(x_BTC) and not self.training else x_BTC
         for block in self.blocks:
-            x_BTC = block(x_BTC, cache, document_start_BT)
-        return self.norm_f(x_BTC)  # type: ignore[no-any-return]
+            stream = block(stream, cache, document_start_BT)
+        return stream.normed(self.norm_f)[1] if isinstance(stream, Stream) else self.norm_f(stream)
 
     def _positions(self, ids_BT: Tensor, cache: Past | None) -> Tensor:
         positions_BT = torch.arange(ids_BT.shape[1])[None] if cache is None else cache.positions()
