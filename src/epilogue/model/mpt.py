@@ -121,7 +121,7 @@ class Attention(nn.Module):
 
     def mix(self, x_BTC: Tensor, cache: Lookback | None = None, document_start_BT: Tensor | None = None) -> Tensor:
         """What the heads have gathered, as x_BTC, before it is projected."""
-        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
+        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, clips=cache is None or not cache.clips(x_BTC))
         if cache is not None:
             out_BTHD = cache.attend(
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
@@ -144,9 +144,9 @@ class Attention(nn.Module):
             first_key_HN=first_key_HN, document_start_BT=document_start_BT, backend=self.backend,
         )  # fmt: skip
 
-    def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped and normed as the config says."""
-        qkv = end_linear(self.Wqkv, x_BTC, Ending(clip=self.clip_qkv))
+    def _project(self, x_BTC: Tensor, *, clips: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped (unless that comes later) and normed as configured."""
+        qkv = end_linear(self.Wqkv, x_BTC, Ending(clip=self.clip_qkv if clips else None))
         kv_width = self.kv_n_heads * self.head_dim
         q, k, v = qkv.split([self.n_heads * self.head_dim, kv_width, kv_width], dim=-1)
         if self.norms_over_heads:

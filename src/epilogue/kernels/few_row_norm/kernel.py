@@ -18,14 +18,14 @@ def norm_kernel(
     columns = tl.arange(0, BLOCK_C)
     is_column = columns < num_columns
     at_C = tl.program_id(0).to(tl.int64) * num_columns + columns
+    # All reads are under way before anything is stored or summed.
+    gain_C = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     x_C = tl.load(x_ptr + at_C, mask=is_column, other=0.0).to(tl.float32)
     if HAS_TERM:
         x_C += tl.load(term_ptr + at_C, mask=is_column, other=0.0).to(tl.float32)
         sum_C = x_C.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + at_C, sum_C, mask=is_column)
         x_C = sum_C.to(tl.float32)
-    # Before the sums, that all reads are under way at once.
-    gain_C = tl.load(weight_ptr + columns, mask=is_column, other=0.0).to(tl.float32)
     mean = tl.sum(x_C, 0) / num_columns
     x_C = tl.where(is_column, x_C - mean, 0.0)
     out_C = x_C * tl.rsqrt(tl.sum(x_C * x_C, 0) / num_columns + EPS)
