@@ -16,7 +16,9 @@ LENGTHS = [1, 128, 129, 900]
 LAYERS = 2
 
 
-def make_step(shape: tuple[int, int, int], storage: Any, epsilon: float, backend: Any, device: str) -> TokenStep:
+def make_step(
+    shape: tuple[int, int, int], storage: Any, epsilon: float, backend: Any, clip: float | None, device: str
+) -> TokenStep:
     """The same for every backend. What nobody wrote is NaN."""
     heads, kv_heads, head_dim = shape
     torch.manual_seed(heads * head_dim)
@@ -34,10 +36,12 @@ def make_step(shape: tuple[int, int, int], storage: Any, epsilon: float, backend
     tables.running_LBKP.copy_(running_norms(3 * torch.rand(tables.running_LBKP.shape), head_dim))
     tables.first_live_LBK[1, 3] = 5
     tables.pages_LBKP[1, 3, :, :5] = -1
-    return TokenStep(pool, tables, alibi_slopes(heads, 4).to(device), epsilon=epsilon, backend=backend)
+    return TokenStep(pool, tables, alibi_slopes(heads, 4).to(device), epsilon=epsilon, backend=backend, clip=clip)
 
 
 def run_step(step: TokenStep, qkv: list[Tensor]) -> tuple[Tensor, TokenResults]:
+    if step.clip is not None and not step.clips(qkv[0]):  # as the model does
+        qkv = [x.clamp(-step.clip, step.clip) for x in qkv]
     slopes_H = alibi_slopes(qkv[0].shape[2], 4).to(qkv[0].device)
     out = [step.attend(layer, *qkv, slopes_H, scale=qkv[0].shape[3] ** -0.5) for layer in range(LAYERS)]
     return torch.stack(out), step.results(torch.zeros(1), torch.zeros(1), None)
@@ -58,6 +62,7 @@ def compare(
     dtype: torch.dtype,
     epsilon: float,
     bad: float = 0.0,
+    clip: float | None = None,
     device: str = "cpu",
 ) -> None:
     heads, kv_heads, head_dim = shape
@@ -67,7 +72,8 @@ def compare(
         joint[3, 0, 3] = joint[2, 0, heads * head_dim + 1] = joint[1, 0, -2] = bad
     widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
     qkv = [part.unflatten(2, (-1, head_dim)) for part in joint.to(device).split(widths, dim=2)]
-    fast, slow = (make_step(shape, storage, epsilon, backend, device) for backend in ("split", "reference"))
+    fast, slow = (make_step(shape, storage, epsilon, backend, clip, device) for backend in ("split", "reference"))
+    assert (fast.clips(qkv[0]), slow.clips(qkv[0])) == (clip is not None, False)
     (out, results), (slow_out, slow_results) = run_step(fast, qkv), run_step(slow, qkv)
     assert_same_pages(fast.pool.keys, slow.pool.keys)
     assert_same_pages(fast.pool.values, slow.pool.values)
@@ -89,6 +95,9 @@ def compare_all(storage: Any, device: str) -> None:
     compare(SHAPES[0], storage, dtype=torch.float32, epsilon=0.0, device=device)
     for bad in (math.nan, -math.inf):
         compare(SHAPES[1], storage, dtype=torch.float32, epsilon=1e-3, bad=bad, device=device)
+    # A number of bf16's, since the interpreter does not round to that.
+    compare(SHAPES[1], storage, dtype=torch.float32, epsilon=1e-3, clip=0.75, device=device)
+    compare(SHAPES[2], storage, dtype=torch.float32, epsilon=1e-3, bad=math.nan, clip=0.75, device=device)
 
 
 if __name__ == "__main__":

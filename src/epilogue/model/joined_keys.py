@@ -22,6 +22,10 @@ class JoinedKeys:
         self._join = join
         self._document_start_BT = document_start_BT
 
+    def clips(self, x_BTC: Tensor) -> bool:
+        """Never."""
+        return False
+
     def attend(
         self,
         layer: int,

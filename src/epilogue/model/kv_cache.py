@@ -74,6 +74,10 @@ class KVCache:
         parts = [torch.arange(segment.table.num_tokens, segment.stop) for segment in self.segments]
         return torch.cat(parts)[None]
 
+    def clips(self, x_BTC: Tensor) -> bool:
+        """Never."""
+        return False
+
     def attend(
         self,
         layer: int,

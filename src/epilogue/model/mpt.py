@@ -25,6 +25,7 @@ from epilogue.model.norms import make_norm
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 from epilogue.model.recompute import BlockParts, Recompute, run_block
+from epilogue.model.stream import Stream, has_few_rows
 
 
 class Attention(nn.Module):
@@ -85,7 +86,7 @@ class Attention(nn.Module):
 
     def mix(self, x_BTC: Tensor, cache: Lookback | None = None, document_start_BT: Tensor | None = None) -> Tensor:
         """What the heads have gathered, as x_BTC, before it is projected."""
-        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC)
+        q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, clips=cache is None or not cache.clips(x_BTC))
         if cache is not None:
             out_BTHD = cache.attend(
                 self.layer, q_BTHD, k_BTKD, v_BTKD, self.slopes_H, scale=self.scale, backend=self.backend
@@ -110,9 +111,9 @@ class Attention(nn.Module):
             first_key_HN=first_key_HN, document_start_BT=document_start_BT, backend=self.backend,
         )  # fmt: skip
 
-    def _project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped and normed as the config says."""
-        qkv = end_linear(self.Wqkv, x_BTC, Ending(clip=self.clip_qkv))
+    def _project(self, x_BTC: Tensor, *, clips: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries q_BTHD, keys k_BTKD and values v_BTKD, clamped (unless that comes later) and normed as configured."""
+        qkv = end_linear(self.Wqkv, x_BTC, Ending(clip=self.clip_qkv if clips else None))
         kv_width = self.kv_n_heads * self.head_dim
         q, k, v = qkv.split([self.n_heads * self.head_dim, kv_width, kv_width], dim=-1)
         if self.norms_over_heads:
@@ -154,15 +155,25 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
         self.recompute: Recompute | None = None
 
-    def forward(self, x_BTC: Tensor, cache: Lookback | None, document_start_BT: Tensor | None = None) -> Tensor:
-        """One layer."""
+    def forward(
+        self, x_BTC: Tensor | Stream, cache: Lookback | None, document_start_BT: Tensor | None = None
+    ) -> Tensor | Stream:
+        """One layer. A stream for a stream, which never learns, and a tensor for a tensor."""
+        if isinstance(x_BTC, Stream):
+            return self._carry(x_BTC, cache, document_start_BT)
         if self.recompute is not None and cache is None and torch.is_grad_enabled():
             return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
         if self.training:
-            x_BTC = x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT))
-            return self._feed(x_BTC)
-        x_BTC = self.attn(self.norm_1(x_BTC), cache, document_start_BT, ending=Ending(onto_RO=x_BTC))
-        return self.ffn(self.norm_2(x_BTC), ending=Ending(onto_RO=x_BTC))  # type: ignore[no-any-return]
+            return self._feed(x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT)))
+        return self._carry(Stream(x_BTC), cache, document_start_BT).sum_BTC
+
+    def _carry(self, stream: Stream, cache: Lookback | None, document_start_BT: Tensor | None) -> Stream:
+        stream, normed_BTC = stream.normed(self.norm_1)
+        ending = stream.ending_of(self.attn.out_proj)
+        stream = stream.plus(self.attn(normed_BTC, cache, document_start_BT, ending=ending), ending)
+        stream, normed_BTC = stream.normed(self.norm_2)
+        ending = stream.ending_of(self.ffn.down_proj)
+        return stream.plus(self.ffn(normed_BTC, ending=ending), ending)
 
     def _feed(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
@@ -205,9 +216,10 @@ class Transformer(nn.Module):
             share = self.config.embedding_fraction
             x_BTC = x_BTC * share + x_BTC.detach() * (1 - share)
         x_BTC = self.dropout(x_BTC)
+        stream = Stream(x_BTC) if has_few_rows(x_BTC) and not self.training else x_BTC
         for block in self.blocks:
-            x_BTC = block(x_BTC, cache, document_start_BT)
-        return self.norm_f(x_BTC)  # type: ignore[no-any-return]
+            stream = block(stream, cache, document_start_BT)
+        return stream.normed(self.norm_f)[1] if isinstance(stream, Stream) else self.norm_f(stream)
 
     def _positions(self, ids_BT: Tensor, cache: Past | None) -> Tensor:
         positions_BT = torch.arange(ids_BT.shape[1])[None] if cache is None else cache.positions()

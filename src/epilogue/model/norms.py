@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from epilogue.kernels.few_row_norm import few_row_norm
+from epilogue.kernels.few_row_norm import few_row_norm, few_row_sum_norm
 from epilogue.model.config import MPTConfig
 
 
@@ -28,6 +28,10 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Normalise the last axis; the dtype is kept."""
         return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
+
+    def of_sum(self, x_BTC: Tensor, term_BTC: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the two, and its norm, of few rows in one launch."""
+        return few_row_sum_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(config: MPTConfig, width: int) -> nn.Module:

@@ -23,6 +23,9 @@ class Lookback(Protocol):
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD."""
 
+    def clips(self, x_BTC: Tensor) -> bool:
+        """Whether ``attend`` clamps queries, keys and values of this dtype and device, and nobody else need."""
+
 
 class Past(Lookback, Protocol):
     """What a whole pass asks: ``KVCache`` for any tokens, ``TokenStep`` for one each."""

@@ -107,6 +107,7 @@ class TokenStep:
         epsilon: what may be left out of a probability.
         backend: of paged attention; chosen by device and dtype if None. With ``split`` a token is taken in by one
             kernel a layer, where that knows the storage; else by operators.
+        clip: of queries, keys and values. The kernel clamps them by the way, and the model need not; see ``clips``.
     """
 
     def __init__(
@@ -117,8 +118,9 @@ class TokenStep:
         *,
         epsilon: float,
         backend: PagedBackend | None = None,
+        clip: float | None = None,
     ) -> None:
-        self.pool, self.tables, self.epsilon, self.backend = pool, tables, epsilon, backend
+        self.pool, self.tables, self.epsilon, self.backend, self.clip = pool, tables, epsilon, backend, clip
         self._first_pages: list[Tensor] = []
         self._nats: list[Tensor] = []
         self._keys: list[Tensor] = []
@@ -154,6 +156,7 @@ class TokenStep:
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD with T = 1."""
         take_in_token = self._take_in if self._has_kernel(q_BTHD) else self._take_in_by_operators
+        q_BTHD, first_page_BH = take_in_token(layer, (q_BTHD, k_BTKD, v_BTKD), scale)
         return paged_attention(
             q_BTHD,
             self.pool.keys,
@@ -162,18 +165,23 @@ class TokenStep:
             self.tables.num_keys_B,
             slopes_H,
             scale=scale,
-            first_page_BH=take_in_token(layer, (q_BTHD, k_BTKD, v_BTKD), scale),
+            first_page_BH=first_page_BH,
             backend=self.backend,
         )
+
+    def clips(self, x_BTC: Tensor) -> bool:
+        """Whether queries, keys and values of this dtype and device are clamped here."""
+        return self.clip is not None and self._has_kernel(x_BTC)
 
     def _has_kernel(self, q_BTHD: Tensor) -> bool:
         is_split = q_BTHD.is_cuda if self.backend is None else self.backend == "split"
         return is_split and can_take_in(q_BTHD, self.pool.keys, self.pool.values)
 
-    def _take_in(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
-        """Write a layer's keys and values; the first page that each head visits."""
+    def _take_in(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> tuple[Tensor, Tensor]:
+        """Write a layer's keys and values; the queries to attend with, and the first page that each head visits."""
         tables, (q_BTHD, k_BTKD, _) = self.tables, qkv
         out = TakenIn(
+            queries_BTHD=None if self.clip is None else torch.empty_like(q_BTHD, memory_format=torch.contiguous_format),
             keys_BKD=torch.empty_like(k_BTKD[:, 0], dtype=torch.float32, memory_format=torch.contiguous_format),
             first_page_BH=torch.empty(q_BTHD.shape[::2], dtype=torch.int64, device=q_BTHD.device),
             nats_BH=torch.empty(q_BTHD.shape[::2], dtype=torch.float64, device=q_BTHD.device),
@@ -186,13 +194,15 @@ class TokenStep:
             epsilon=self.epsilon,
         )
         pools = self.pool.keys, self.pool.values
-        take_in(qkv, pools, tables.pages_LBKP[layer], tables.num_keys_B, bounds, scale=scale, out=out)
+        take_in(qkv, pools, tables.pages_LBKP[layer], tables.num_keys_B, bounds, scale=scale, clip=self.clip, out=out)
         self._keys.append(out.keys_BKD)
         self._nats.append(out.nats_BH)
         self._first_pages.append(out.first_page_BH)
-        return out.first_page_BH
+        return q_BTHD if out.queries_BTHD is None else out.queries_BTHD, out.first_page_BH
 
-    def _take_in_by_operators(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float) -> Tensor:
+    def _take_in_by_operators(
+        self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], scale: float
+    ) -> tuple[Tensor, Tensor]:
         """``_take_in`` for any dtype, storage and device."""
         pool, places_R, (q_BTHD, k_BTKD, v_BTKD) = self.pool, self._places_LR[layer], qkv
         # Both at once: a step of small kernels takes as long as it has kernels.
@@ -203,7 +213,7 @@ class TokenStep:
         wide = q_BTHD.dtype if q_BTHD.dtype == torch.float64 else torch.float32
         stored_BTKD = dequantize(keys).to(wide).view_as(k_BTKD)
         self._keys.append(stored_BTKD[:, 0])
-        return self._plan(layer, q_BTHD.to(wide), stored_BTKD, scale)
+        return q_BTHD, self._plan(layer, q_BTHD.to(wide), stored_BTKD, scale)
 
     def _plan(self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, scale: float) -> Tensor:
         """The first page that each head visits."""
@@ -248,6 +258,9 @@ def run_tokens(
     backend: PagedBackend | None = None,
 ) -> TokenResults:
     """Run one new token of each text through a model; arguments are those of ``TokenStep`` and its results."""
-    past = TokenStep(pool, tables, model.slopes_H, epsilon=epsilon, backend=backend)
+    attn = model.config.attn_config
+    # A norm of queries and keys comes after the clamp, and before they are seen here.
+    clip = None if attn.qk_ln or attn.qk_gn else attn.clip_qkv
+    past = TokenStep(pool, tables, model.slopes_H, epsilon=epsilon, backend=backend, clip=clip)
     x_BC = model.transformer(tables.ids_B[:, None], past)[:, 0]
     return past.results(x_BC, model.head(x_BC), bounds)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from epilogue.kernels.few_row_norm import few_row_norm
+from epilogue.kernels.few_row_norm import few_row_norm, few_row_sum_norm
 from kernels.attention.exactness import assert_within_twice_the_error
 
 
@@ -12,8 +12,12 @@ def assert_as_exact_as_pytorch(rows: int, columns: int, *, dtype: torch.dtype, h
     x, gain, bias = (torch.randn(*shape).to(device, dtype) for shape in ((rows, columns), (columns,), (columns,)))
     x[0] = x[0] * 0.01 + 30  # a mean far from zero
     given = bias if has_bias else None
+    term = torch.randn(rows, columns).to(device, dtype)
     with torch.no_grad():
         ours = few_row_norm(x[None], gain, given, eps=1e-5, backend="triton")[0]
+        total, of_sum = few_row_sum_norm(x[None], term[None], gain, given, eps=1e-5, backend="triton")
+        assert torch.equal(total[0], x + term)
+        assert torch.equal(of_sum, few_row_norm(total, gain, given, eps=1e-5, backend="triton"))
     assert ours.dtype == dtype
     theirs, truth = (
         F.layer_norm(y.to(wide), (columns,), gain.to(wide), None if given is None else given.to(wide), 1e-5)

@@ -65,9 +65,10 @@ def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim:
     constants = {"PAGE_TOKENS": 128, "HEAD_DIM": head_dim, "BLOCK_D": block, "BLOCK_P": 1024, "GROUP": 2}
     constants |= dict.fromkeys(("K_HAS_SCALE", "V_HAS_SCALE"), storage == "int8")
     constants |= {"SCALE": 0.1, "LOG_EPSILON": -13.8, "ROUNDING": 1e-6, "LEAST": 1e-14}
+    constants |= {"CLIP": 6.0 if dtype == torch.bfloat16 else None}
     if dtype == torch.bfloat16:
         constants |= dict.fromkeys(("num_kv_heads", "num_columns", "q_stride"), 1) | {"LOG_EPSILON": -math.inf}
-    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*" + TRITON_TYPES[dtype])
+    types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "queries_ptr"), "*" + TRITON_TYPES[dtype])
     types |= dict.fromkeys(("k_data_ptr", "v_data_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
     types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "stored_ptr"), "*fp32")
     types |= dict.fromkeys(("running_ptr", "costs_ptr", "nats_ptr"), "*fp64")

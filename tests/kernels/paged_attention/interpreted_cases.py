@@ -57,7 +57,7 @@ def main() -> None:
     far.first_page_BH = torch.tensor([[0, 540]])  # the interpreter needs milliseconds a page
     far.page_table_BKP[0, 0, 3:500] = -1
     assert_as_exact_as_pytorch(far, "split")
-    split._BLOCKS_PER_PROCESSOR, split._JOIN_SPLITS = 40, 16  # more splits than the join reads at a time
+    split._BLOCKS_PER_PROCESSOR = 40  # a split for every page
     assert_as_exact_as_pytorch(random_book([4500], heads=1, storage="int8"), "split")
     assert_as_exact_as_pytorch(random_book([2500], heads=1, storage="int4"), "split")
     print("done")

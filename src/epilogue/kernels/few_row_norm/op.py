@@ -36,17 +36,47 @@ def few_row_norm(
     """
     if (backend or _choose(x, weight_C, bias_C)) == "reference":
         return F.layer_norm(x, weight_C.shape, weight_C, bias_C, eps)
+    return _run(x, None, weight_C, bias_C, eps)[1]
+
+
+def few_row_sum_norm(
+    x: Tensor, term: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, backend: Backend | None = None
+) -> tuple[Tensor, Tensor]:
+    """x + term and the norm of that, in one launch where ``few_row_norm`` is one; arguments are as there.
+
+    Args:
+        x: [..., C].
+        term: of the same shape and dtype.
+        weight_C: gains.
+        bias_C: None for none.
+        eps: added to the variance.
+        backend: as ``few_row_norm``.
+
+    Returns:
+        The sum, rounded to the dtype of x, and the norm of the rounded sum.
+    """
+    if (backend or _choose(x, weight_C, bias_C)) == "reference" or term.dtype != x.dtype:
+        total = x + term
+        return total, few_row_norm(total, weight_C, bias_C, eps=eps, backend=backend)
+    return _run(x, term, weight_C, bias_C, eps)
+
+
+def _run(x: Tensor, term: Tensor | None, weight_C: Tensor, bias_C: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """The sum, or x where there is no term, and the norm."""
     # Triton comes in with the first call: a machine without an accelerator may lack it.
     kernel = import_module("epilogue.kernels.few_row_norm.kernel").norm_kernel
     x_RC = x.contiguous().view(-1, x.shape[-1])
+    term_RC = x_RC if term is None else term.contiguous().view_as(x_RC)
+    sum_RC = x_RC if term is None else torch.empty_like(x_RC)
     out_RC = torch.empty_like(x_RC)
     width = 1 << (x_RC.shape[1] - 1).bit_length()
     bias = weight_C if bias_C is None else bias_C
     kernel[(len(x_RC),)](
-        x_RC, weight_C, bias, out_RC, x_RC.shape[1], EPS=eps, HAS_BIAS=bias_C is not None, BLOCK_C=width,
+        x_RC, term_RC, sum_RC, weight_C, bias, out_RC, x_RC.shape[1],
+        EPS=eps, HAS_TERM=term is not None, HAS_BIAS=bias_C is not None, BLOCK_C=width,
         ALLOWS_EARLY=allows_early_launch(x.device), num_warps=max(1, min(16, width // 256)),
     )  # fmt: skip
-    return out_RC.view_as(x)
+    return sum_RC.view_as(x), out_RC.view_as(x)
 
 
 def _choose(x: Tensor, weight_C: Tensor, bias_C: Tensor | None) -> Backend:

@@ -35,7 +35,8 @@ class RowTiles(NamedTuple):
 _BLOCKS_PER_PROCESSOR = 16
 _MOST_SPLITS = 128
 _MOST_ROWS = 32
-_JOIN_COLUMNS, _JOIN_SPLITS = 32, 128
+# Of a join's program, which reads the parts of all splits at once: twice as many programs as multiprocessors.
+_JOIN_COLUMNS = 16
 # Splits of one row are alike in what they read, however short its head's reach: so more of them.
 _ROW_BLOCKS_PER_PROCESSOR = 64
 _MOST_ROW_SPLITS = 256
@@ -135,10 +136,11 @@ def _room_for_parts(q_BKRD: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
 def _join(part_BKRPD: Tensor, stats_BKRP: Tensor, *, dtype: torch.dtype) -> Tensor:
     *shape, num_splits, head_dim = part_BKRPD.shape
     out_BKRD = part_BKRPD.new_empty(*shape, head_dim, dtype=dtype)
+    block_splits = triton.next_power_of_2(num_splits)
     join_splits_kernel[(out_BKRD.shape[:3].numel(), triton.cdiv(head_dim, _JOIN_COLUMNS))](
         part_BKRPD, stats_BKRP[0], stats_BKRP[1], out_BKRD, num_splits,
-        HEAD_DIM=head_dim, BLOCK_D=_JOIN_COLUMNS, BLOCK_P=min(_JOIN_SPLITS, triton.next_power_of_2(num_splits)),
-        ALLOWS_EARLY=allows_early_launch(out_BKRD.device),
+        HEAD_DIM=head_dim, BLOCK_D=_JOIN_COLUMNS, BLOCK_P=block_splits,
+        ALLOWS_EARLY=allows_early_launch(out_BKRD.device), num_warps=max(1, min(8, block_splits // 32)),
     )  # fmt: skip
     return out_BKRD
 

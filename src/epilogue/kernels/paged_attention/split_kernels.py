@@ -165,30 +165,25 @@ def join_splits_kernel(
 ):  # fmt: skip
     """Some columns of one query row: the average of its splits, each weighted by its share of the softmax.
 
-    Of a split that saw nothing, whose largest score is -inf, nothing else is read: it need not be written.
+    Of a split that saw nothing, whose largest score is -inf, nothing else is used: it need not be written.
     """
     if ALLOWS_EARLY:
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    best = float("-inf")
-    for start in range(0, num_splits, BLOCK_P):
-        splits_P = start + tl.arange(0, BLOCK_P)
-        max_P = tl.load(max_ptr + row * num_splits + splits_P, mask=splits_P < num_splits, other=float("-inf"))
-        best = tl.maximum(best, tl.max(max_P, 0))
-    best = tl.where(best == float("-inf"), 0.0, best)
-
-    out_D = tl.zeros([BLOCK_D], tl.float32)
-    total = 0.0
-    for start in range(0, num_splits, BLOCK_P):
-        splits_P = start + tl.arange(0, BLOCK_P)
-        at_P = row * num_splits + splits_P
-        max_P = tl.load(max_ptr + at_P, mask=splits_P < num_splits, other=float("-inf"))
-        has_seen_P = max_P != float("-inf")
-        share_P = tl.exp(max_P - best)
-        total += tl.sum(share_P * tl.load(sum_ptr + at_P, mask=has_seen_P, other=0.0), 0)
-        at_PD = at_P[:, None] * HEAD_DIM + columns[None, :]
-        part_PD = tl.load(part_ptr + at_PD, mask=has_seen_P[:, None] & (columns < HEAD_DIM)[None, :], other=0.0)
-        out_D += tl.sum(share_P[:, None] * part_PD, 0)
-    out_D /= tl.where(total == 0.0, 1.0, total)
+    splits_P = tl.arange(0, BLOCK_P)
+    at_P = row * num_splits + splits_P
+    max_P = tl.load(max_ptr + at_P, mask=splits_P < num_splits, other=float("-inf"))
+    # Read whether written or not: waiting for the maxima would take longer.
+    sum_P = tl.load(sum_ptr + at_P, mask=splits_P < num_splits, other=0.0)
+    has_seen_P = max_P != float("-inf")
+    at_PD = at_P[:, None] * HEAD_DIM + columns[None, :]
+    is_part_PD = has_seen_P[:, None]
+    if HEAD_DIM % BLOCK_D != 0:  # a mask by columns would tear wide reads apart
+        is_part_PD &= (columns < HEAD_DIM)[None, :]
+    part_PD = tl.load(part_ptr + at_PD, mask=is_part_PD, other=0.0)
+    best = tl.max(max_P, 0)
+    share_P = tl.exp(max_P - tl.where(best == float("-inf"), 0.0, best))
+    total = tl.sum(tl.where(has_seen_P, share_P * sum_P, 0.0), 0)
+    out_D = tl.sum(share_P[:, None] * part_PD, 0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + row * HEAD_DIM + columns, out_D, mask=columns < HEAD_DIM)

@@ -39,6 +39,8 @@ class PrefixBounds:
 class TakenIn:
     """What ``take_in`` fills."""
 
+    queries_BTHD: Tensor | None
+    """The clamped queries, in their dtype; None where nothing is clamped."""
     keys_BKD: Tensor
     """fp32: the new keys as their storage gives them back."""
     first_page_BH: Tensor
@@ -60,6 +62,7 @@ def take_in(
     bounds: PrefixBounds,
     *,
     scale: float,
+    clip: float | None = None,
     out: TakenIn,
 ) -> None:
     """Write one token of each text into its pages and plan what its queries look at. Waits for nothing.
@@ -71,6 +74,7 @@ def take_in(
         num_keys_B: int64, the new tokens included.
         bounds: of the pages that are wholly older than the new tokens.
         scale: factor on q.k.
+        clip: queries, keys and values are clamped to -clip..clip first.
         out: contiguous; is overwritten.
 
     Raises:
@@ -82,16 +86,17 @@ def take_in(
     kernel = import_module("epilogue.kernels.paged_attention.take_in_kernels").take_in_kernel
     rows = [x if x.stride()[2:] == (x.shape[3], 1) else x.contiguous() for x in qkv]
     head_dim, (num_kv_heads, num_columns) = rows[0].shape[3], page_table_BKP.shape[1:]
-    kernel[(num_kv_heads, len(rows[0]))](
+    group = rows[0].shape[2] // num_kv_heads
+    kernel[(num_kv_heads, len(rows[0]), group + 1)](
         *rows, *(x.stride(0) for x in rows),
         *(x for pages in pools for x in (pages.data_PWD, pages.data_PWD if pages.scale_PW is None else pages.scale_PW)),
         page_table_BKP, num_keys_B, bounds.first_live_BK, bounds.running_BKP, bounds.costs_BHP,
-        out.keys_BKD, out.first_page_BH, out.nats_BH,
+        rows[0] if out.queries_BTHD is None else out.queries_BTHD, out.keys_BKD, out.first_page_BH, out.nats_BH,
         num_kv_heads, num_columns,
         PAGE_TOKENS=pools[0].data_PWD.shape[1], HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim),
-        BLOCK_P=min(1024, _next_power_of_2(num_columns)), GROUP=rows[0].shape[2] // num_kv_heads,
+        BLOCK_P=min(1024, _next_power_of_2(num_columns)), GROUP=group,
         K_HAS_SCALE=pools[0].scale_PW is not None, V_HAS_SCALE=pools[1].scale_PW is not None,
-        SCALE=scale, LOG_EPSILON=math.log(bounds.epsilon) if bounds.epsilon > 0 else -math.inf,
+        CLIP=clip, SCALE=scale, LOG_EPSILON=math.log(bounds.epsilon) if bounds.epsilon > 0 else -math.inf,
         ROUNDING=bounds.rounding, LEAST=bounds.least,
     )  # fmt: skip
 
