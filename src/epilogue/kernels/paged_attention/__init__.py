@@ -1,5 +1,6 @@
 """Decode over pages of keys and values of one head each, in fp32, bf16, int8 or int4."""
 
+from epilogue.kernels.paged_attention.chunk import read_pages
 from epilogue.kernels.paged_attention.op import MOST_QUERIES, Backend, paged_attention
 from epilogue.kernels.paged_attention.pages import gather_pages, row_norms, write_pages, write_rows
 from epilogue.kernels.paged_attention.rotation import rotate
@@ -31,6 +32,7 @@ __all__ = [
     "gather_pages",
     "paged_attention",
     "quantize",
+    "read_pages",
     "rotate",
     "row_norms",
     "take_in",

@@ -6,6 +6,21 @@ import triton.language as tl
 
 
 @triton.jit
+def int8_scale(largest, is_finite):
+    """What a row's codes are multiplied with, as in ``storage.quantize``."""
+    scale = tl.maximum(tl.div_rn(largest, 127.0), 1.1754943508222875e-38)
+    return tl.where(is_finite, scale, float("nan"))
+
+
+@triton.jit
+def int8_codes(x, scale, is_finite):
+    """Codes of numbers, as floats; ``scale`` has their shape."""
+    # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
+    steps = tl.div_rn(x, scale) + 12582912.0 - 12582912.0
+    return tl.where(is_finite, tl.minimum(tl.maximum(steps, -127.0), 127.0), 0.0)
+
+
+@triton.jit
 def _store_row(
     x_D, data_ptr, scale_ptr, place, may_store, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HAS_SCALE: tl.constexpr
 ):
@@ -15,11 +30,8 @@ def _store_row(
         size_D = tl.abs(x_D)
         # The maximum would pass over a NaN.
         is_finite = tl.sum((size_D < float("inf")).to(tl.int32), 0) == BLOCK_D
-        scale = tl.maximum(tl.div_rn(tl.max(size_D, 0), 127.0), 1.1754943508222875e-38)
-        scale = tl.where(is_finite, scale, float("nan"))
-        # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
-        steps_D = tl.div_rn(x_D, tl.zeros_like(x_D) + scale) + 12582912.0 - 12582912.0
-        codes_D = tl.where(is_finite, tl.minimum(tl.maximum(steps_D, -127.0), 127.0), 0.0)
+        scale = int8_scale(tl.max(size_D, 0), is_finite)
+        codes_D = int8_codes(x_D, tl.zeros_like(x_D) + scale, is_finite)
         tl.store(scale_ptr + place, scale, mask=may_store)
         stored_D = codes_D * scale
     else:
