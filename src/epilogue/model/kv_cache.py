@@ -11,11 +11,9 @@ from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.paged_attention import (
     MOST_QUERIES,
     PAGE_TOKENS,
-    gather_pages,
     paged_attention,
     read_pages,
-    row_norms,
-    write_pages,
+    write_chunk,
 )
 from epilogue.kernels.reach_decode import runs_natively
 from epilogue.model.eviction import EvictionBounds
@@ -155,16 +153,13 @@ class KVCache:
         first, inside = divmod(table.num_tokens, PAGE_TOKENS)
         stop = -(-segment.stop // PAGE_TOKENS)
         ids_KP = placed.ids_LKP[layer, :, first:stop]
-        write_pages(pool.keys, k_TKD.transpose(0, 1), ids_KP, inside)
-        write_pages(pool.values, v_TKD.transpose(0, 1), ids_KP, inside)
-        wide = q_THD.dtype if q_THD.dtype == torch.float64 else torch.float32
-        stored_KTD = gather_pages(pool.keys, ids_KP, dtype=wide)[:, inside : inside + segment.num_tokens]
-        _raise_pages(table.norms_LKP[layer], row_norms(stored_KTD), first, inside)
+        stored_KTD, norms_KP = write_chunk((pool.keys, pool.values), k_TKD, v_TKD, ids_KP, inside)
+        _raise_pages(table.norms_LKP[layer], norms_KP, first, inside)
         if self.bounds is not None:
-            scores_HT = self.bounds.largest_scores(layer, stored_KTD)
-            _raise_pages(table.scores_LHP[layer], scores_HT, first, inside)
+            scores_HP = self.bounds.largest_of_pages(layer, stored_KTD, inside)
+            _raise_pages(table.scores_LHP[layer], scores_HP, first, inside)
         plan = plan_reach(
-            q_THD[None].to(wide),
+            q_THD[None],
             stored_KTD.transpose(0, 1)[None],
             table.norms_LKP[layer, :, :stop],
             slopes_H,
@@ -178,10 +173,8 @@ class KVCache:
         return plan
 
 
-def _raise_pages(kept_HP: Tensor, new_HT: Tensor, first: int, inside: int) -> None:
+def _raise_pages(kept_HP: Tensor, new_HP: Tensor, first: int, inside: int) -> None:
     """Keep each page's largest: of new tokens, and where they begin inside a page, of those before them."""
-    padded_HT = torch.nn.functional.pad(new_HT, (inside, -(inside + new_HT.shape[1]) % PAGE_TOKENS))
-    new_HP = padded_HT.reshape(len(padded_HT), -1, PAGE_TOKENS).amax(dim=2)
     if inside:
         new_HP[:, 0] = torch.maximum(new_HP[:, 0], kept_HP[:, first])
     kept_HP[:, first : first + new_HP.shape[1]] = new_HP

@@ -43,7 +43,8 @@ def _store_row(
 
 
 @triton.jit
-def _at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+def at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+    """fp64 numbers no smaller than the true norms, as in ``model.reach``."""
     return norm * (1.0 + tl.full([], ROUNDING, tl.float64)) + tl.full([], LEAST, tl.float64)
 
 
@@ -54,8 +55,8 @@ def _count_skipped(
 ):  # fmt: skip
     """Prefixes of pages whose bound is at most epsilon, and the largest of these bounds; all of it in fp64."""
     scale = tl.full([], SCALE, tl.float64)
-    norm = _at_least(tl.sqrt(tl.sum(q_D * q_D, 0)), ROUNDING, LEAST) * tl.abs(scale)
-    own_norm = _at_least(tl.sqrt(tl.sum(key_D * key_D, 0)), ROUNDING, LEAST)
+    norm = at_least(tl.sqrt(tl.sum(q_D * q_D, 0)), ROUNDING, LEAST) * tl.abs(scale)
+    own_norm = at_least(tl.sqrt(tl.sum(key_D * key_D, 0)), ROUNDING, LEAST)
     own = tl.sum(q_D * key_D, 0) * scale - tl.full([], ROUNDING, tl.float64) * norm * own_norm
     skipped_P = tl.zeros([BLOCK_P], tl.int32)
     nats_P = tl.full([BLOCK_P], float("-inf"), tl.float64)
