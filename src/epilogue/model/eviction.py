@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from epilogue.kernels.paged_attention import PAGE_TOKENS
+from epilogue.kernels.paged_attention import PAGE_TOKENS, can_bound, largest_of_pages, page_scores
 from epilogue.model.bookmarks import most_pages_for_bookmarks
 from epilogue.model.page_pool import PageTable
 
 # As in model.reach: nats added against rounding.
 _SLACK = 0.01
+# What scores grow by against the rounding of fp32 sums.
+_ROUNDING = 1 + 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class EvictionBounds:
         """scores_LHT: the same of keys of all layers."""
         return self._largest(slice(None), k_LKTD)
 
+    def largest_of_pages(self, layer: int, k_KTD: Tensor, start: int) -> Tensor:
+        """scores_HP: ``largest_scores`` of every page, the first of which has ``start`` keys before these."""
+        if not can_bound(k_KTD) or k_KTD.dtype != torch.float32:
+            return largest_of_pages(self.largest_scores(layer, k_KTD), start)
+        root_HDD = self.root_LHDD[layer]
+        group = len(root_HDD) // len(k_KTD)
+        k_HTD = k_KTD.repeat_interleave(group, dim=0) if group > 1 else k_KTD
+        scores_HP = page_scores(
+            k_KTD, k_HTD @ root_HDD.mT, self.offset_LHD[layer], self.error_LH[layer], clip=self.clip, start=start
+        )
+        return scores_HP * _ROUNDING
+
     def _largest(self, layers: slice, k_LKTD: Tensor) -> Tensor:
         root_LHDD, offset_LHD, error_LH = self.root_LHDD[layers], self.offset_LHD[layers], self.error_LH[layers]
         k_LHTD = k_LKTD.float().repeat_interleave(root_LHDD.shape[1] // k_LKTD.shape[1], dim=1)
@@ -52,7 +66,7 @@ class EvictionBounds:
         scores_LHT = scores_LHT + error_LH[..., None] * k_LHTD.norm(dim=-1)
         if self.clip < math.inf:
             scores_LHT = torch.minimum(scores_LHT, self.clip * k_LHTD.abs().sum(-1))
-        most_LHT: Tensor = scores_LHT * (1 + 1e-4)
+        most_LHT: Tensor = scores_LHT * _ROUNDING
         return most_LHT
 
     def most_pages(

@@ -11,10 +11,9 @@ from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.paged_attention import (
     MOST_QUERIES,
     PAGE_TOKENS,
-    gather_pages,
     paged_attention,
-    row_norms,
-    write_pages,
+    read_pages,
+    write_chunk,
 )
 from epilogue.kernels.reach_decode import runs_natively
 from epilogue.model.eviction import EvictionBounds
@@ -109,6 +108,8 @@ class KVCache:
                 outs = _decode(self.pool, layer, parts, self._stops_of(indices), slopes_H, scale)
             else:
                 outs = [_read(self.pool, layer, *parts[0], slopes_H, scale, backend)]
+            if len(self.segments) == 1:
+                return outs[0].view_as(q_BTHD)
             for i, out_THD in zip(indices, outs, strict=True):
                 out_RHD[self._rows[i]] = out_THD
         return out_RHD.view_as(q_BTHD)
@@ -156,16 +157,13 @@ class KVCache:
         first, inside = divmod(table.num_tokens, PAGE_TOKENS)
         stop = -(-segment.stop // PAGE_TOKENS)
         ids_KP = placed.ids_LKP[layer, :, first:stop]
-        write_pages(pool.keys, k_TKD.transpose(0, 1), ids_KP, inside)
-        write_pages(pool.values, v_TKD.transpose(0, 1), ids_KP, inside)
-        wide = q_THD.dtype if q_THD.dtype == torch.float64 else torch.float32
-        stored_KTD = gather_pages(pool.keys, ids_KP, dtype=wide)[:, inside : inside + segment.num_tokens]
-        _raise_pages(table.norms_LKP[layer], row_norms(stored_KTD), first, inside)
+        stored_KTD, norms_KP = write_chunk((pool.keys, pool.values), k_TKD, v_TKD, ids_KP, inside)
+        _raise_pages(table.norms_LKP[layer], norms_KP, first, inside)
         if self.bounds is not None:
-            scores_HT = self.bounds.largest_scores(layer, stored_KTD)
-            _raise_pages(table.scores_LHP[layer], scores_HT, first, inside)
+            scores_HP = self.bounds.largest_of_pages(layer, stored_KTD, inside)
+            _raise_pages(table.scores_LHP[layer], scores_HP, first, inside)
         plan = plan_reach(
-            q_THD[None].to(wide),
+            q_THD[None],
             stored_KTD.transpose(0, 1)[None],
             table.norms_LKP[layer, :, :stop],
             slopes_H,
@@ -179,10 +177,8 @@ class KVCache:
         return plan
 
 
-def _raise_pages(kept_HP: Tensor, new_HT: Tensor, first: int, inside: int) -> None:
+def _raise_pages(kept_HP: Tensor, new_HP: Tensor, first: int, inside: int) -> None:
     """Keep each page's largest: of new tokens, and where they begin inside a page, of those before them."""
-    padded_HT = torch.nn.functional.pad(new_HT, (inside, -(inside + new_HT.shape[1]) % PAGE_TOKENS))
-    new_HP = padded_HT.reshape(len(padded_HT), -1, PAGE_TOKENS).amax(dim=2)
     if inside:
         new_HP[:, 0] = torch.maximum(new_HP[:, 0], kept_HP[:, first])
     kept_HP[:, first : first + new_HP.shape[1]] = new_HP
@@ -243,29 +239,31 @@ def _read(
     backend: Backend | None,
 ) -> Tensor:
     """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
-    # Where another head's page was evicted any page does: the plan visits none that is not live.
-    ids_KP = placed.ids_LKP[layer].clamp(min=0)
+    # Where another head's page was evicted nothing is read: the plan visits only pages that are live.
+    ids_KP = placed.ids_LKP[layer]
     group = q_THD.shape[1] // len(ids_KP)
     edges = _edges(placed, layer, plan, group)
-    out_THD = torch.empty_like(q_THD)
     wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
-    # Codes become numbers in fp32 at least; only what is stored as bf16 may stay so.
-    gathered = torch.float32 if wide == torch.bfloat16 and pool.storage != "bfloat16" else wide
+    outs = []
     for edge, run in groupby(range(len(edges)), key=edges.__getitem__):
         members = list(run)
         kv_heads = slice(members[0], members[-1] + 1)
         heads = slice(kv_heads.start * group, kv_heads.stop * group)
-        k_KSD, v_KSD = (
-            gather_pages(pages, ids_KP[kv_heads, edge:], dtype=gathered)[:, : plan.num_keys - edge * PAGE_TOKENS]
-            for pages in (pool.keys, pool.values)
+        k_SKD, v_SKD = read_pages(
+            (pool.keys, pool.values),
+            ids_KP[kv_heads, edge:],
+            num_tokens=plan.num_keys - edge * PAGE_TOKENS,
+            dtype=wide,
         )
-        out_THD[:, heads] = attention(
+        out_BTHD = attention(
             q_THD[None, :, heads].to(wide),
-            k_KSD.transpose(0, 1)[None].to(wide),
-            v_KSD.transpose(0, 1)[None].to(wide),
+            k_SKD[None],
+            v_SKD[None],
             slopes_H[heads],
             scale=scale,
             first_key_HN=plan.first_key_HN[heads] - edge * PAGE_TOKENS,
             backend=backend,
-        )[0]
-    return out_THD
+        )
+        outs.append(out_BTHD[0])
+    out_THD = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+    return out_THD.to(q_THD.dtype)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue.kernels.attention import TILE_TOKENS
-from epilogue.kernels.paged_attention import PAGE_TOKENS, PrefixBounds
+from epilogue.kernels.paged_attention import PAGE_TOKENS, PrefixBounds, can_bound, tile_exponents
 
 # Nats added to every bound against the fp64 rounding of the bound itself.
 _SLACK = 0.01
@@ -200,10 +200,23 @@ def _exponents(
     q_BTHD: Tensor, k_BTKD: Tensor, largest_HP: Tensor, slopes_H: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A tile's largest exponent but for the prefix's distance, at key norm 0 and at the largest norm; and that norm."""
+    most_H = largest_HP[:, -1]
+    if len(q_BTHD) == 1 and can_bound(q_BTHD, k_BTKD):
+        head_dim = q_BTHD.shape[3]
+        at_zero_HN, at_most_HN = tile_exponents(
+            q_BTHD[0],
+            k_BTKD[0],
+            slopes_H,
+            most_H,
+            scale=scale,
+            tile_tokens=TILE_TOKENS,
+            rounding=_rounding(head_dim),
+            least=math.sqrt(head_dim) * _LEAST,
+        )
+        return at_zero_HN, at_most_HN, most_H
     own_BHT, norm_BHT = _own_scores(q_BTHD, k_BTKD, scale=scale)
     row_T = torch.arange(q_BTHD.shape[1], device=q_BTHD.device) % TILE_TOKENS
     floor_BHT = own_BHT + slopes_H[:, None] * row_T
-    most_H = largest_HP[:, -1]
     return _tile_max(-floor_BHT), _tile_max(norm_BHT * most_H[:, None] - floor_BHT), most_H
 
 

@@ -1,5 +1,7 @@
 """Decode over pages of keys and values of one head each, in fp32, bf16, int8 or int4."""
 
+from epilogue.kernels.paged_attention.chunk import largest_of_pages, read_pages, write_chunk
+from epilogue.kernels.paged_attention.chunk_bounds import can_bound, page_scores, tile_exponents
 from epilogue.kernels.paged_attention.op import MOST_QUERIES, Backend, paged_attention
 from epilogue.kernels.paged_attention.pages import gather_pages, row_norms, write_pages, write_rows
 from epilogue.kernels.paged_attention.rotation import rotate
@@ -26,14 +28,20 @@ __all__ = [
     "TakenIn",
     "allocate_pages",
     "bytes_per_page",
+    "can_bound",
     "can_take_in",
     "dequantize",
     "gather_pages",
+    "largest_of_pages",
+    "page_scores",
     "paged_attention",
     "quantize",
+    "read_pages",
     "rotate",
     "row_norms",
     "take_in",
+    "tile_exponents",
+    "write_chunk",
     "write_pages",
     "write_rows",
 ]

@@ -6,6 +6,21 @@ import triton.language as tl
 
 
 @triton.jit
+def int8_scale(largest, is_finite):
+    """What a row's codes are multiplied with, as in ``storage.quantize``."""
+    scale = tl.maximum(tl.div_rn(largest, 127.0), 1.1754943508222875e-38)
+    return tl.where(is_finite, scale, float("nan"))
+
+
+@triton.jit
+def int8_codes(x, scale, is_finite):
+    """Codes of numbers, as floats; ``scale`` has their shape."""
+    # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
+    steps = tl.div_rn(x, scale) + 12582912.0 - 12582912.0
+    return tl.where(is_finite, tl.minimum(tl.maximum(steps, -127.0), 127.0), 0.0)
+
+
+@triton.jit
 def _load_row(ptr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, CLIP: tl.constexpr):
     """A row, clamped and rounded as ``torch.clamp`` would, as fp32."""
     columns = tl.arange(0, BLOCK_D)
@@ -22,11 +37,8 @@ def _as_stored(x_D, data_type: tl.constexpr, HAS_SCALE: tl.constexpr):
         # Sizes in the order of their bits: one maximum, which does not pass over a NaN as that of floats would.
         bits = tl.max(x_D.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
         is_finite = bits < 0x7F800000
-        scale = tl.maximum(tl.div_rn(bits.to(tl.float32, bitcast=True), 127.0), 1.1754943508222875e-38)
-        scale = tl.where(is_finite, scale, float("nan"))
-        # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
-        steps_D = tl.div_rn(x_D, tl.zeros_like(x_D) + scale) + 12582912.0 - 12582912.0
-        codes_D = tl.where(is_finite, tl.minimum(tl.maximum(steps_D, -127.0), 127.0), 0.0)
+        scale = int8_scale(bits.to(tl.float32, bitcast=True), is_finite)
+        codes_D = int8_codes(x_D, tl.zeros_like(x_D) + scale, is_finite)
         stored_D = codes_D * scale
     else:
         codes_D = x_D
@@ -48,7 +60,8 @@ def _write_row(
 
 
 @triton.jit
-def _at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+def at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+    """fp64 numbers no smaller than the true norms, as in ``model.reach``."""
     return norm * (1.0 + tl.full([], ROUNDING, tl.float64)) + tl.full([], LEAST, tl.float64)
 
 
@@ -76,8 +89,8 @@ def _count_skipped(
     """
     scale = tl.full([], SCALE, tl.float64)
     q_square, key_square, product = tl.reduce((q_D * q_D, key_D * key_D, q_D * key_D), 0, _add_each)
-    norm = _at_least(tl.sqrt(q_square), ROUNDING, LEAST) * tl.abs(scale)
-    own_norm = _at_least(tl.sqrt(key_square), ROUNDING, LEAST)
+    norm = at_least(tl.sqrt(q_square), ROUNDING, LEAST) * tl.abs(scale)
+    own_norm = at_least(tl.sqrt(key_square), ROUNDING, LEAST)
     own = product * scale - tl.full([], ROUNDING, tl.float64) * norm * own_norm
     skipped_P = tl.zeros([BLOCK_P], tl.int32)
     nats_P = tl.full([BLOCK_P], float("-inf"), tl.float64)

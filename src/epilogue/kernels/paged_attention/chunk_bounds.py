@@ -1,0 +1,96 @@
+"""What bounds need of a chunk's queries and keys, of each tile or page one number: on a GPU one Triton launch each.
+
+Their slow twins are ``model.reach`` and ``model.eviction``, which vouch for the bounds.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from epilogue.kernels.paged_attention.storage import PAGE_TOKENS
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_bound(*tensors: Tensor) -> bool:
+    """Whether these are where the kernels run, in dtypes that they know."""
+    known = all(x.device.type == "cuda" and x.dtype in _DTYPES for x in tensors)
+    return known and not torch.compiler.is_compiling()
+
+
+def tile_exponents(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    slopes_H: Tensor,
+    most_H: Tensor,
+    *,
+    scale: float,
+    tile_tokens: int,
+    rounding: float,
+    least: float,
+) -> tuple[Tensor, Tensor]:
+    """The largest of every tile of |scale q| K - own - slope * row, for K = 0 and for K = most; both fp64 [H, N].
+
+    With row the query's place in its tile, |q| at least its norm and own at most its score with its own key. NaN where
+    one of the tile's is.
+
+    Args:
+        q_THD: queries that ``can_bound`` knows.
+        k_TKD: their own keys.
+        slopes_H: fp32 or fp64.
+        most_H: fp64, no key has a larger norm.
+        scale: factor on q.k.
+        tile_tokens: a multiple of 32.
+        rounding: fp32 norms and scores may be wrong by this share of |q| |k|.
+        least: what a norm may be too small by.
+    """
+    (num_queries, num_heads, head_dim), num_kv_heads = q_THD.shape, k_TKD.shape[1]
+    q_THD, k_TKD = (x if x.stride(2) == 1 else x.contiguous() for x in (q_THD, k_TKD))
+    slopes_H, most_H = slopes_H.contiguous(), most_H.contiguous()
+    num_tiles = -(-num_queries // tile_tokens)
+    at_zero_HN, at_most_HN = (q_THD.new_empty((num_heads, num_tiles), dtype=torch.float64) for _ in range(2))
+    _kernel("tile_exponents_kernel")[(num_tiles, num_heads)](
+        q_THD, k_TKD, *q_THD.stride()[:2], *k_TKD.stride()[:2], slopes_H, most_H, at_zero_HN, at_most_HN, num_queries,
+        HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim), BLOCK_T=32, TILE_TOKENS=tile_tokens,
+        GROUP=num_heads // num_kv_heads, SCALE=scale, ROUNDING=rounding, LEAST=least, num_warps=4,
+    )  # fmt: skip
+    return at_zero_HN, at_most_HN
+
+
+def page_scores(
+    k_KTD: Tensor, turned_HTD: Tensor, offset_HD: Tensor, error_H: Tensor, *, clip: float, start: int
+) -> Tensor:
+    """scores_HP, fp32: of every page's keys the largest |turned| + |offset.k| + error |k|, or clip * sum |k_i| if less.
+
+    NaN where one of the page's is.
+
+    Args:
+        k_KTD: fp32.
+        turned_HTD: fp32, what the root makes of them.
+        offset_HD: fp32.
+        error_H: fp32.
+        clip: infinite for none.
+        start: tokens of the first page that come before these.
+    """
+    (num_heads, num_tokens, head_dim), num_kv_heads = turned_HTD.shape, len(k_KTD)
+    k_KTD, turned_HTD, offset_HD = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_KTD, turned_HTD, offset_HD))
+    num_columns = -(-(start + num_tokens) // PAGE_TOKENS)
+    scores_HP = turned_HTD.new_empty((num_heads, num_columns))
+    _kernel("page_scores_kernel")[(num_columns, num_heads)](
+        k_KTD, *k_KTD.stride()[:2], turned_HTD, *turned_HTD.stride()[:2], offset_HD, offset_HD.stride(0),
+        error_H, error_H.stride(0), scores_HP, clip, start, num_tokens,
+        PAGE_TOKENS=PAGE_TOKENS, HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim), BLOCK_W=32,
+        GROUP=num_heads // num_kv_heads, num_warps=4,
+    )  # fmt: skip
+    return scores_HP
+
+
+def _kernel(name: str) -> Any:
+    # Triton comes in with the first call: a machine without an accelerator may lack it.
+    return getattr(import_module("epilogue.kernels.paged_attention.chunk_bounds_kernels"), name)
+
+
+def _next_power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()

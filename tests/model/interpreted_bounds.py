@@ -1,0 +1,76 @@
+"""A chunk's bounds by kernels and by operators, on a GPU or in Triton's interpreter: run by test_chunk_bounds.py."""
+
+import itertools
+import math
+
+import torch
+
+from epilogue.kernels.paged_attention import largest_of_pages, page_scores, tile_exponents
+from epilogue.model import alibi_slopes
+from epilogue.model.eviction import _ROUNDING, EvictionBounds
+from epilogue.model.reach import _LEAST, TILE_TOKENS, _exponents, _rounding
+
+SHAPES = [(1, 1, 16, 1), (4, 2, 24, 257), (3, 3, 128, 300), (2, 1, 7, 130)]
+"""Heads, heads of keys, their width, and tokens."""
+BAD = [0.0, math.nan, math.inf, -math.inf]
+
+
+def compare_exponents(shape: tuple[int, int, int, int], dtype: torch.dtype, bad: float, device: str) -> None:
+    """The same numbers, and on the safe side of the true ones."""
+    heads, kv_heads, head_dim, num_tokens = shape
+    q_THD = torch.randn(num_tokens, 2, heads, head_dim).to(dtype)[:, 1]  # part of a projection
+    k_KTD = torch.randn(kv_heads, num_tokens, head_dim) * torch.logspace(-30, 2, head_dim)
+    if bad:
+        q_THD[-1, 0, 0] = bad
+    slopes_H, largest_HP = alibi_slopes(heads, 8).double(), 5 + torch.rand(heads, 3).double().cummax(dim=1).values
+    k_TKD, scale = k_KTD.transpose(0, 1), -0.3
+    *wanted, most_H = _exponents(q_THD[None], k_TKD[None], largest_HP, slopes_H, scale=scale)
+    got = tile_exponents(
+        *(x.to(device) for x in (q_THD, k_TKD, slopes_H, most_H)), scale=scale, tile_tokens=TILE_TOKENS,
+        rounding=_rounding(head_dim), least=math.sqrt(head_dim) * _LEAST,
+    )  # fmt: skip
+    q_HTD, k_HTD = q_THD.transpose(0, 1).double(), k_KTD.double().repeat_interleave(heads // kv_heads, dim=0)
+    norm_HT = q_HTD.norm(dim=-1) * abs(scale)
+    floor_HT = scale * (q_HTD * k_HTD).sum(-1) + slopes_H[:, None] * (torch.arange(num_tokens) % TILE_TOKENS)
+    for ours_HN, theirs_HN, norm in zip(got, wanted, (0.0, most_H[:, None]), strict=True):
+        torch.testing.assert_close(ours_HN.cpu(), theirs_HN, rtol=1e-5, atol=1e-4, equal_nan=True)
+        ours_HT = ours_HN.cpu().repeat_interleave(TILE_TOKENS, dim=1)[:, :num_tokens]
+        assert (~(ours_HT < norm_HT * norm - floor_HT)).all()
+
+
+def compare_scores(shape: tuple[int, int, int, int], clip: float, bad: float, device: str) -> None:
+    heads, kv_heads, head_dim, num_tokens = shape
+    bounds = EvictionBounds(
+        torch.randn(2, heads, head_dim, head_dim), torch.randn(2, heads, head_dim), torch.rand(2, heads), clip,
+        floor_LH=torch.zeros(2, heads), largest_LH=torch.zeros(2, heads),
+    )  # fmt: skip
+    k_KTD, start = torch.randn(kv_heads, num_tokens, head_dim), num_tokens % 100
+    k_KTD[0, 0], k_KTD[-1, -1, -1] = 0, bad or 1
+    root_HDD = bounds.root_LHDD[1]
+    turned_HTD = k_KTD.repeat_interleave(heads // kv_heads, dim=0) @ root_HDD.mT
+    scores_HP = page_scores(
+        *(x.to(device) for x in (k_KTD, turned_HTD, bounds.offset_LHD[1], bounds.error_LH[1])), clip=clip, start=start
+    )
+    wanted_HP = largest_of_pages(bounds.largest_scores(1, k_KTD), start)
+    is_number_HP = wanted_HP.isfinite()
+    torch.testing.assert_close((scores_HP.cpu() * _ROUNDING)[is_number_HP], wanted_HP[is_number_HP])
+    assert not scores_HP.cpu()[~is_number_HP].isfinite().any()
+
+
+def compare_all(device: str) -> None:
+    torch.manual_seed(0)
+    for i, shape in enumerate(SHAPES):
+        for dtype, bad in itertools.product((torch.float32, torch.bfloat16), (0.0, BAD[i])):
+            compare_exponents(shape, dtype, bad, device)
+        for clip, bad in itertools.product((math.inf, 0.5), (0.0, BAD[i])):
+            compare_scores(shape, clip, bad, device)
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
+    compare_all("cpu")
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
