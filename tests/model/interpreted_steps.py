@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from epilogue.kernels.paged_attention import PAGE_TOKENS, PageTensors
-from epilogue.model import AttentionConfig, MPTConfig, PagePool, TokenResults, TokenStep, TokenTables, alibi_slopes
+from epilogue.model import (
+    MPT,
+    AttentionConfig,
+    MPTConfig,
+    PagePool,
+    TokenResults,
+    TokenStep,
+    TokenTables,
+    alibi_slopes,
+    run_tokens,
+)
 from epilogue.model.reach import running_norms
 
 SHAPES = [(3, 3, 16), (4, 2, 24), (2, 1, 7)]
@@ -88,6 +98,24 @@ def compare(
         torch.testing.assert_close(out, slow_out, rtol=tolerance, atol=tolerance)
 
 
+def compare_models(*, has_norms: bool, device: str = "cpu") -> None:
+    """The clamp comes once, and before the norms of queries and keys."""
+    heads, _, head_dim = SHAPES[0]
+    attention = AttentionConfig(alibi=True, clip_qkv=0.25, qk_ln=has_norms)
+    config = MPTConfig(
+        d_model=heads * head_dim, n_heads=heads, n_layers=LAYERS, vocab_size=50, no_bias=True, attn_config=attention
+    )
+    torch.manual_seed(0)
+    model, logits = MPT(config).eval().to(device), []
+    for backend in ("split", "reference"):
+        step = make_step(SHAPES[0], "float32", 1e-3, backend, None, device)
+        with torch.no_grad():
+            results = run_tokens(model, step.pool, step.tables, None, epsilon=1e-3, backend=backend)  # type: ignore[arg-type]
+        logits.append(results.logits_BV)
+    tolerance = 1e-5 if device == "cpu" else 1e-3
+    torch.testing.assert_close(*logits, rtol=tolerance, atol=tolerance)
+
+
 def compare_all(storage: Any, device: str) -> None:
     for shape in SHAPES:
         compare(shape, storage, dtype=torch.float32, epsilon=1e-3, device=device)
@@ -101,6 +129,8 @@ def compare_all(storage: Any, device: str) -> None:
 
 
 if __name__ == "__main__":
+    for has_norms in (False, True):
+        compare_models(has_norms=has_norms)
     for each in STORAGES:
         compare_all(each, "cpu")
     print("done")
