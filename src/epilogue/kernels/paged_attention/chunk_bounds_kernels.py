@@ -50,7 +50,10 @@ def tile_exponents_kernel(
     tl.store(at_most_ptr + at, tl.where(is_nan, float("nan"), tl.max(at_most_T, 0)))
 
 
-@triton.jit(do_not_specialize=["start", "num_tokens", "k_head_stride", "turned_head_stride"])
+@triton.jit(
+    do_not_specialize=["start", "num_tokens", "k_head_stride", "turned_head_stride"],
+    do_not_specialize_on_alignment=["error_ptr"],
+)
 def page_scores_kernel(
     k_ptr, k_head_stride, k_token_stride, turned_ptr, turned_head_stride, turned_token_stride,
     offset_ptr, offset_stride, error_ptr, error_stride, scores_ptr, clip, start, num_tokens,
