@@ -110,9 +110,11 @@ def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> No
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
             if storage != "int4":
                 shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
+            if storage != "int4" and dtype == torch.bfloat16:
                 shared = max(shared, compile_chunk(capability, storage, dtype, head_dim))
             if storage == "int8":
                 shared = max(shared, compile_row(capability, dtype, head_dim))
+            if storage == "float32":
                 shared = max(shared, compile_bounds(capability, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
