@@ -4,8 +4,6 @@
 import triton
 import triton.language as tl
 
-from epilogue.kernels.paged_attention.take_in_kernels import int8_codes, int8_scale
-
 
 @triton.jit
 def _read_page(
@@ -56,6 +54,21 @@ def read_pages_kernel(
 
 
 @triton.jit
+def _int8_scale(largest, is_finite):
+    """What a row's codes are multiplied with, as in ``storage.quantize``."""
+    scale = tl.maximum(tl.div_rn(largest, 127.0), 1.1754943508222875e-38)
+    return tl.where(is_finite, scale, float("nan"))
+
+
+@triton.jit
+def _int8_codes(x, scale, is_finite):
+    """Codes of numbers, as floats; ``scale`` has their shape."""
+    # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
+    steps = tl.div_rn(x, scale) + 12582912.0 - 12582912.0
+    return tl.where(is_finite, tl.minimum(tl.maximum(steps, -127.0), 127.0), 0.0)
+
+
+@triton.jit
 def _write_page(
     x_ptr, token_stride, head_stride, data_ptr, scale_ptr, ids_ptr, ids_stride, start, num_tokens,
     stored_ptr, norms_ptr,
@@ -81,8 +94,8 @@ def _write_page(
             size_WD = tl.abs(x_WD)
             # The maximum would pass over a NaN.
             is_finite_W = tl.sum((size_WD < float("inf")).to(tl.int32), 1) == BLOCK_D
-            scale_W = int8_scale(tl.max(size_WD, 1), is_finite_W)
-            codes_WD = int8_codes(x_WD, tl.zeros_like(x_WD) + scale_W[:, None], is_finite_W[:, None])
+            scale_W = _int8_scale(tl.max(size_WD, 1), is_finite_W)
+            codes_WD = _int8_codes(x_WD, tl.zeros_like(x_WD) + scale_W[:, None], is_finite_W[:, None])
             tl.store(scale_ptr + place_W, scale_W, mask=is_new_W & (page >= 0))
             stored_WD = codes_WD * scale_W[:, None]
         else:

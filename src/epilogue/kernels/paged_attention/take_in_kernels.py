@@ -6,21 +6,6 @@ import triton.language as tl
 
 
 @triton.jit
-def int8_scale(largest, is_finite):
-    """What a row's codes are multiplied with, as in ``storage.quantize``."""
-    scale = tl.maximum(tl.div_rn(largest, 127.0), 1.1754943508222875e-38)
-    return tl.where(is_finite, scale, float("nan"))
-
-
-@triton.jit
-def int8_codes(x, scale, is_finite):
-    """Codes of numbers, as floats; ``scale`` has their shape."""
-    # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
-    steps = tl.div_rn(x, scale) + 12582912.0 - 12582912.0
-    return tl.where(is_finite, tl.minimum(tl.maximum(steps, -127.0), 127.0), 0.0)
-
-
-@triton.jit
 def _store_row(
     x_D, data_ptr, scale_ptr, place, may_store, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, HAS_SCALE: tl.constexpr
 ):
@@ -30,8 +15,11 @@ def _store_row(
         size_D = tl.abs(x_D)
         # The maximum would pass over a NaN.
         is_finite = tl.sum((size_D < float("inf")).to(tl.int32), 0) == BLOCK_D
-        scale = int8_scale(tl.max(size_D, 0), is_finite)
-        codes_D = int8_codes(x_D, tl.zeros_like(x_D) + scale, is_finite)
+        scale = tl.maximum(tl.div_rn(tl.max(size_D, 0), 127.0), 1.1754943508222875e-38)
+        scale = tl.where(is_finite, scale, float("nan"))
+        # Adding this leaves no room for a fraction: rounded to the nearest, to even in between.
+        steps_D = tl.div_rn(x_D, tl.zeros_like(x_D) + scale) + 12582912.0 - 12582912.0
+        codes_D = tl.where(is_finite, tl.minimum(tl.maximum(steps_D, -127.0), 127.0), 0.0)
         tl.store(scale_ptr + place, scale, mask=may_store)
         stored_D = codes_D * scale
     else:
@@ -43,8 +31,7 @@ def _store_row(
 
 
 @triton.jit
-def at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
-    """fp64 numbers no smaller than the true norms, as in ``model.reach``."""
+def _at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
     return norm * (1.0 + tl.full([], ROUNDING, tl.float64)) + tl.full([], LEAST, tl.float64)
 
 
@@ -55,8 +42,8 @@ def _count_skipped(
 ):  # fmt: skip
     """Prefixes of pages whose bound is at most epsilon, and the largest of these bounds; all of it in fp64."""
     scale = tl.full([], SCALE, tl.float64)
-    norm = at_least(tl.sqrt(tl.sum(q_D * q_D, 0)), ROUNDING, LEAST) * tl.abs(scale)
-    own_norm = at_least(tl.sqrt(tl.sum(key_D * key_D, 0)), ROUNDING, LEAST)
+    norm = _at_least(tl.sqrt(tl.sum(q_D * q_D, 0)), ROUNDING, LEAST) * tl.abs(scale)
+    own_norm = _at_least(tl.sqrt(tl.sum(key_D * key_D, 0)), ROUNDING, LEAST)
     own = tl.sum(q_D * key_D, 0) * scale - tl.full([], ROUNDING, tl.float64) * norm * own_norm
     skipped_P = tl.zeros([BLOCK_P], tl.int32)
     nats_P = tl.full([BLOCK_P], float("-inf"), tl.float64)
