@@ -2,13 +2,26 @@
 
 import itertools
 import math
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
-from epilogue.kernels.paged_attention import largest_of_pages, page_scores, tile_exponents
-from epilogue.model import alibi_slopes
+from epilogue.kernels.paged_attention import chunk, largest_of_pages, page_scores, tile_exponents
+from epilogue.model import (
+    MPT,
+    AttentionConfig,
+    KVCache,
+    MPTConfig,
+    Segment,
+    alibi_slopes,
+    eviction,
+    eviction_bounds,
+    reach,
+)
 from epilogue.model.eviction import _ROUNDING, EvictionBounds
 from epilogue.model.reach import _LEAST, TILE_TOKENS, _exponents, _rounding
+from model.paged import Paged
 
 SHAPES = [(1, 1, 16, 1), (4, 2, 24, 257), (3, 3, 128, 300), (2, 1, 7, 130)]
 """Heads, heads of keys, their width, and tokens."""
@@ -66,9 +79,44 @@ def compare_all(device: str) -> None:
             compare_scores(shape, clip, bad, device)
 
 
+@torch.inference_mode()
+def read_chunks(storage: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, visited keys, and what is known of pages, behind chunks that begin and end inside of pages."""
+    attention = AttentionConfig(alibi=True, attn_type="grouped_query_attention", kv_n_heads=2, clip_qkv=1.0)
+    config = MPTConfig(d_model=96, n_heads=4, n_layers=2, vocab_size=50, attn_config=attention)
+    torch.manual_seed(2)
+    model = MPT(config).eval()
+    model.init_weights(std=0.3)
+    text = Paged(config, capacity_tokens=ids.shape[1], storage=storage)
+    table, bounds, logits = text.tables[0], eviction_bounds(model, storage), []
+    for start, stop in itertools.pairwise([0, 130, 300, ids.shape[1]]):
+        if start == 300:
+            table.ids_LKP[1, 0, :1] = -1
+        segment = Segment(table, stop - start, text.reads)
+        logits.append(model(ids[:, start:stop], KVCache(text.pool, [segment], bounds=bounds)))
+        table.num_tokens = stop
+    return torch.cat(logits, dim=1), text.reads.visited_H, table.norms_LKP, table.scores_LHP
+
+
+def compare_texts() -> None:
+    """Where the kernels are interpreted, a text that is read by them is the text that operators read."""
+    ids = torch.randint(50, (1, 420))
+    for storage in ("float32", "int8"):
+        wanted = read_chunks(storage, ids)
+        with (
+            patch.object(chunk, "_has_kernel", lambda *_: True),
+            patch.object(reach, "can_bound", lambda *_: True),
+            patch.object(eviction, "can_bound", lambda *_: True),
+        ):
+            got = read_chunks(storage, ids)
+        for ours, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def main() -> None:
     torch.use_deterministic_algorithms(True)  # fresh memory holds NaN
     compare_all("cpu")
+    compare_texts()
     print("done")
 
 

@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.kernels.paged_attention import allocate_pages, split
+from epilogue.kernels.paged_attention.chunk_bounds_kernels import page_scores_kernel, tile_exponents_kernel
+from epilogue.kernels.paged_attention.chunk_kernels import read_pages_kernel, write_chunk_kernel
 from epilogue.kernels.paged_attention.take_in_kernels import take_in_kernel
 from kernels.paged_attention.books import STORAGES
 
@@ -76,6 +78,29 @@ def compile_take_in(capability: int, storage: Any, dtype: torch.dtype, head_dim:
     return compile_for(capability, take_in_kernel, types, constants)
 
 
+def compile_chunk(capability: int, storage: Any, dtype: torch.dtype, head_dim: int) -> int:
+    """Both ways between a chunk and its pages."""
+    pages = allocate_pages(1, head_dim, storage)
+    constants = {"PAGE_TOKENS": 128, "HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim)}
+    constants |= dict.fromkeys(("K_HAS_SCALE", "V_HAS_SCALE"), storage == "int8")
+    types = dict.fromkeys(("k_data_ptr", "v_data_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
+    types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "stored_ptr", "norms_ptr"), "*fp32") | {"ids_ptr": "*i64"}
+    types |= dict.fromkeys(("k_ptr", "v_ptr", "k_out_ptr", "v_out_ptr"), "*" + TRITON_TYPES[dtype])
+    reading = compile_for(capability, read_pages_kernel, types, constants)
+    return max(reading, compile_for(capability, write_chunk_kernel, types, constants | {"BLOCK_W": 32}))
+
+
+def compile_bounds(capability: int, dtype: torch.dtype, head_dim: int) -> int:
+    constants = {"HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim), "GROUP": 2}
+    tile = {"BLOCK_T": 32, "TILE_TOKENS": 256, "SCALE": 0.1, "ROUNDING": 1e-6, "LEAST": 1e-14}
+    types = dict.fromkeys(("slopes_ptr", "most_ptr", "at_zero_ptr", "at_most_ptr"), "*fp64")
+    types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "k_ptr": "*fp32"}
+    exponents = compile_for(capability, tile_exponents_kernel, types, constants | tile)
+    types = dict.fromkeys(("k_ptr", "turned_ptr", "offset_ptr", "error_ptr", "scores_ptr"), "*fp32") | {"clip": "fp32"}
+    page = {"PAGE_TOKENS": 128, "BLOCK_W": 32, "error_stride": 1}
+    return max(exponents, compile_for(capability, page_scores_kernel, types, constants | page))
+
+
 def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:
     for capability in capabilities:
         types = {f"{part}_ptr": "*fp32" for part in ("part", "max", "sum", "out")}
@@ -86,8 +111,12 @@ def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> No
             shared = compile_visit(capability, storage, dtype, head_dim, block_rows)
             if storage != "int4":
                 shared = max(shared, compile_take_in(capability, storage, dtype, head_dim))
+            if storage != "int4" and dtype == torch.bfloat16:
+                shared = max(shared, compile_chunk(capability, storage, dtype, head_dim))
             if storage == "int8":
                 shared = max(shared, compile_row(capability, dtype, head_dim))
+            if storage == "float32":
+                shared = max(shared, compile_bounds(capability, dtype, head_dim))
             print(capability, storage, dtype, head_dim, block_rows, shared, flush=True)
             assert shared <= SHARED_MEMORY_BYTES[capability]
 

@@ -7,7 +7,11 @@ Sums are of fp32, in whatever order. A maximum would pass over a NaN, so that th
 import triton
 import triton.language as tl
 
-from epilogue.kernels.paged_attention.take_in_kernels import at_least
+
+@triton.jit
+def _at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+    """fp64 numbers no smaller than the true norms, as in ``model.reach``."""
+    return norm * (1.0 + tl.full([], ROUNDING, tl.float64)) + tl.full([], LEAST, tl.float64)
 
 
 @triton.jit(do_not_specialize=["num_queries"])
@@ -35,8 +39,8 @@ def tile_exponents_kernel(
         k_at_TD = token_T[:, None] * k_token_stride + (head // GROUP) * k_head_stride + columns_D[None, :]
         q_TD = tl.load(q_ptr + q_at_TD, mask=is_there_TD, other=0.0).to(tl.float32)
         k_TD = tl.load(k_ptr + k_at_TD, mask=is_there_TD, other=0.0).to(tl.float32)
-        norm_T = at_least(tl.sqrt(tl.sum(q_TD * q_TD, 1).to(tl.float64)), ROUNDING, LEAST) * tl.abs(scale)
-        own_norm_T = at_least(tl.sqrt(tl.sum(k_TD * k_TD, 1).to(tl.float64)), ROUNDING, LEAST)
+        norm_T = _at_least(tl.sqrt(tl.sum(q_TD * q_TD, 1).to(tl.float64)), ROUNDING, LEAST) * tl.abs(scale)
+        own_norm_T = _at_least(tl.sqrt(tl.sum(k_TD * k_TD, 1).to(tl.float64)), ROUNDING, LEAST)
         own_T = tl.sum(q_TD * k_TD, 1).to(tl.float64) * scale
         own_T = own_T - tl.full([], ROUNDING, tl.float64) * norm_T * own_norm_T
         zero_T = -(own_T + slope * row_T.to(tl.float64))
@@ -50,7 +54,10 @@ def tile_exponents_kernel(
     tl.store(at_most_ptr + at, tl.where(is_nan, float("nan"), tl.max(at_most_T, 0)))
 
 
-@triton.jit(do_not_specialize=["start", "num_tokens", "k_head_stride", "turned_head_stride"])
+@triton.jit(
+    do_not_specialize=["start", "num_tokens", "k_head_stride", "turned_head_stride"],
+    do_not_specialize_on_alignment=["error_ptr"],
+)
 def page_scores_kernel(
     k_ptr, k_head_stride, k_token_stride, turned_ptr, turned_head_stride, turned_token_stride,
     offset_ptr, offset_stride, error_ptr, error_stride, scores_ptr, clip, start, num_tokens,

@@ -34,8 +34,9 @@ def _read_page(
     )
 
 
-# Of these numbers none is worth a kernel of its own: addresses are multiples of HEAD_DIM whatever they are.
-@triton.jit(do_not_specialize=["ids_stride", "num_tokens"])
+# None of these is worth a kernel of its own, compiled in the middle of a book: a row begins at a multiple of HEAD_DIM
+# whatever they are.
+@triton.jit(do_not_specialize=["ids_stride", "num_tokens"], do_not_specialize_on_alignment=["ids_ptr"])
 def read_pages_kernel(
     k_data_ptr, k_scale_ptr, v_data_ptr, v_scale_ptr, k_out_ptr, v_out_ptr, ids_ptr, ids_stride, num_tokens,
     PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -109,7 +110,7 @@ def _write_page(
         tl.store(norms_ptr + head * tl.num_programs(0) + column, norm)
 
 
-@triton.jit(do_not_specialize=["ids_stride", "start", "num_tokens"])
+@triton.jit(do_not_specialize=["ids_stride", "start", "num_tokens"], do_not_specialize_on_alignment=["ids_ptr"])
 def write_chunk_kernel(
     k_ptr, v_ptr, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     k_data_ptr, k_scale_ptr, v_data_ptr, v_scale_ptr, ids_ptr, ids_stride, start, num_tokens,

@@ -60,7 +60,7 @@ def _write_row(
 
 
 @triton.jit
-def at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
+def _at_least(norm, ROUNDING: tl.constexpr, LEAST: tl.constexpr):
     """fp64 numbers no smaller than the true norms, as in ``model.reach``."""
     return norm * (1.0 + tl.full([], ROUNDING, tl.float64)) + tl.full([], LEAST, tl.float64)
 
@@ -89,8 +89,8 @@ def _count_skipped(
     """
     scale = tl.full([], SCALE, tl.float64)
     q_square, key_square, product = tl.reduce((q_D * q_D, key_D * key_D, q_D * key_D), 0, _add_each)
-    norm = at_least(tl.sqrt(q_square), ROUNDING, LEAST) * tl.abs(scale)
-    own_norm = at_least(tl.sqrt(key_square), ROUNDING, LEAST)
+    norm = _at_least(tl.sqrt(q_square), ROUNDING, LEAST) * tl.abs(scale)
+    own_norm = _at_least(tl.sqrt(key_square), ROUNDING, LEAST)
     own = product * scale - tl.full([], ROUNDING, tl.float64) * norm * own_norm
     skipped_P = tl.zeros([BLOCK_P], tl.int32)
     nats_P = tl.full([BLOCK_P], float("-inf"), tl.float64)
