@@ -12,18 +12,15 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch.nn.attention.flex_attention import flex_attention
 
 from benchmarks.harness import finish, machine_card, require_green
 from epilogue.engine import Engine, SamplingParams, Sequence, Storage
-from epilogue.kernels.attention import attention, flex
+from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import MPT, NAMED_SIZES, MPTConfig, alibi_slopes, flops_per_token, page_bytes
 from epilogue.model.reach import page_norms, plan_reach
@@ -141,17 +138,6 @@ def measure(model: MPT, storage: Storage, ids: list[int], num_tokens: int, ceili
     return row
 
 
-@contextmanager
-def flash_backend() -> Iterator[None]:
-    """FlexAttention by its FLASH backend, for as long as this lasts."""
-    compiled = torch.compile(flex_attention, dynamic=True)
-    with (
-        patch.object(flex, "_compiled_flex_attention", lambda dynamic: compiled),
-        patch.object(flex, "_kernel_options", lambda device: {"BACKEND": "FLASH"}),
-    ):
-        yield
-
-
 def measure_attention(config: MPTConfig, num_tokens: int, device: torch.device, ceiling: float) -> list[dict[str, Any]]:
     """A whole causal read of one layer: dense and with a plan, by every backend there is."""
     heads, head_dim = config.n_heads, config.head_dim
@@ -161,19 +147,16 @@ def measure_attention(config: MPTConfig, num_tokens: int, device: torch.device, 
     visited_H, dense = plan.visited()
     share = float(visited_H.sum()) / (heads * dense)
     rows = []
-    for backend in ("triton", "flash") if device.type == "cuda" else ("cpu",):
+    backends: tuple[Backend, ...] = ("flex", "hopper") if device.type == "cuda" else ("cpu",)
+    for backend in backends:
         for name, first_key_HN, pairs in (("dense", None, 1.0), ("plan", plan.first_key_HN, share)):
             row: dict[str, Any] = {"backend": backend, "plan": name, "num_tokens": num_tokens}
 
-            def work(first_key_HN: torch.Tensor | None = first_key_HN) -> torch.Tensor:
-                return attention(q, k, v, slopes_H, scale=scale, first_key_HN=first_key_HN)
+            def work(first_key_HN: torch.Tensor | None = first_key_HN, backend: Backend = backend) -> torch.Tensor:
+                return attention(q, k, v, slopes_H, scale=scale, first_key_HN=first_key_HN, backend=backend)
 
             try:
-                if backend == "flash":
-                    with flash_backend():
-                        time_s = seconds(work, device)
-                else:
-                    time_s = seconds(work, device)
+                time_s = seconds(work, device)
                 flop_per_s = 4 * head_dim * heads * dense * pairs / time_s
                 row |= {"s": round(time_s, 4), "share_visited": round(pairs, 4), "mfu": round(flop_per_s / ceiling, 3)}
             except Exception as error:  # whatever a backend that is not there raises
