@@ -25,13 +25,16 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """PyTorch's, through ``kernels.few_row_norm``, which knows a faster way for the few rows of a decode step."""
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """Normalise the last axis; the dtype is kept."""
-        return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
+    def forward(  # type: ignore[override]
+        self, x_BTC: Tensor, term_BTC: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise the last axis, the dtype is kept; with a term, x and the term's sum and the norm of that.
 
-    def of_sum(self, x_BTC: Tensor, term_BTC: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the two, and its norm, of few rows in one launch."""
-        return few_row_sum_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
+        One call for both: hooks on a norm bring its weights in.
+        """
+        if term_BTC is not None:
+            return few_row_sum_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
+        return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(config: MPTConfig, width: int) -> nn.Module:

@@ -30,7 +30,7 @@ class Stream(NamedTuple):
     def normed(self, norm: nn.Module) -> tuple["Stream", Tensor]:
         """The stream with nothing left to add, and its norm."""
         if self.term_BTC is not None and isinstance(norm, LayerNorm):
-            sum_BTC, normed_BTC = norm.of_sum(self.x_BTC, self.term_BTC)
+            sum_BTC, normed_BTC = norm(self.x_BTC, self.term_BTC)
         else:
             sum_BTC = self.sum_BTC
             normed_BTC = norm(sum_BTC)
