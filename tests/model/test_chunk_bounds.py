@@ -1,30 +1,14 @@
 """The bounds of a chunk's tiles and pages are the same by kernels as by operators."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 
+from fresh_process import needs_triton, printed_by
 from model.interpreted_bounds import compare_all
 
-TESTS = Path(__file__).parents[1]
 
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
+@needs_triton
 def test_kernels_bound_what_operators_do() -> None:
-    path = f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}"
-    done = subprocess.run(
-        [sys.executable, "-m", "model.interpreted_bounds"],
-        cwd=TESTS,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert printed_by("model.interpreted_bounds", interpreted=True).endswith("done\n")
 
 
 @pytest.mark.gpu

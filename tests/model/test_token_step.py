@@ -1,11 +1,6 @@
 """One token of each text: its plan is that of any queries. What it writes: tests/engine/test_decoder.py."""
 
 import math
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +8,7 @@ import torch
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import alibi_slopes
 from epilogue.model.reach import plan_reach, plan_tokens, prefix_costs, running_norms
+from fresh_process import needs_triton, printed_by
 from model.interpreted_steps import STORAGES, compare_all
 
 
@@ -68,19 +64,9 @@ def test_a_page_behind_a_key_that_is_not_finite_is_looked_at() -> None:
     assert skipped_BH.item() == 7
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
+@needs_triton
 def test_the_kernel_takes_tokens_in_as_the_operators_do() -> None:
-    tests = Path(__file__).parents[1]
-    path = f"{tests.parent / 'src'}{os.pathsep}{tests}"
-    done = subprocess.run(
-        [sys.executable, "-m", "model.interpreted_steps"],
-        cwd=tests,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert printed_by("model.interpreted_steps", interpreted=True).endswith("done\n")
 
 
 @pytest.mark.gpu

@@ -1,28 +1,17 @@
 """The norm of few rows: PyTorch's numbers, by a kernel that is interpreted here and run where there is a GPU."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from epilogue.kernels.few_row_norm import few_row_norm
+from fresh_process import needs_triton, printed_by
 from kernels.few_row_norm.cases import assert_as_exact_as_pytorch
 
-TESTS = Path(__file__).parents[2]
 
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
+@needs_triton
 def test_the_interpreted_kernel_is_as_exact_as_pytorch() -> None:
-    command = [sys.executable, "-m", "kernels.few_row_norm.cases"]
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "done\n", done.stdout + done.stderr
+    assert printed_by("kernels.few_row_norm.cases", interpreted=True) == "done\n"
 
 
 @pytest.mark.gpu

@@ -1,32 +1,16 @@
 """Reading and writing a chunk's pages by kernels gives, bit for bit, what PyTorch's operators give."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
 
 from epilogue.kernels.paged_attention import read_pages
+from fresh_process import needs_triton, printed_by
 from kernels.paged_attention.interpreted_chunks import compare_all, make_pools
 
-TESTS = Path(__file__).parents[2]
 
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
+@needs_triton
 def test_kernels_read_and_write_what_operators_do() -> None:
-    path = f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}"
-    done = subprocess.run(
-        [sys.executable, "-m", "kernels.paged_attention.interpreted_chunks"],
-        cwd=TESTS,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert printed_by("kernels.paged_attention.interpreted_chunks", interpreted=True).endswith("done\n")
 
 
 @pytest.mark.gpu

@@ -1,16 +1,14 @@
 """The GPU kernels: interpreted and compiled anywhere, each in a process of its own, and run where there is a GPU."""
 
-import os
 import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from epilogue.kernels.paged_attention import Storage
+from fresh_process import needs_triton, printed_by
 from kernels.paged_attention.books import (
     STORAGES,
     assert_as_exact_as_pytorch,
@@ -19,36 +17,24 @@ from kernels.paged_attention.books import (
     with_holes,
 )
 
-TESTS = Path(__file__).parents[2]
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not made for this system")
 each_storage = pytest.mark.parametrize("storage", STORAGES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
-def run(module: str, *arguments: str) -> str:
-    """What a test module prints in a fresh process."""
-    command = [sys.executable, "-m", f"kernels.paged_attention.{module}", *arguments]
-    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @needs_triton
 def test_interpreted_kernels_are_as_exact_as_pytorch() -> None:
-    assert run("interpreted_cases").endswith("done\n")
+    assert printed_by("kernels.paged_attention.interpreted_cases").endswith("done\n")
 
 
 @needs_triton
 def test_kernels_compile_for_a_gpu() -> None:
-    assert len(run("compiled_cases", "90", "64", "16").splitlines()) == 2 * len(STORAGES)
+    assert len(printed_by("kernels.paged_attention.compiled_cases", "90", "64", "16").splitlines()) == 2 * len(STORAGES)
 
 
 @needs_triton
 @pytest.mark.slow
 def test_kernels_compile_for_other_gpus_and_shapes() -> None:
-    run("compiled_cases", "80,89,90", "16,128,256", "16,32")
+    printed_by("kernels.paged_attention.compiled_cases", "80,89,90", "16,128,256", "16,32")
 
 
 def test_the_package_loads_without_triton() -> None:
