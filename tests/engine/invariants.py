@@ -19,7 +19,7 @@ def check(engine: Engine) -> None:
         assert len(ids.unique()) == len(ids), "a page listed twice"
         counts_P[ids] += 1
     assert torch.equal(pages._counts_P, counts_P)
-    free = pages._returned + list(range(pages._num_touched, num_pages))
+    free = pages._returned.tolist() + list(range(pages._num_touched, num_pages))
     assert len(set(free)) == len(free) == num_free == num_pages - int((counts_P > 0).sum())
     assert not counts_P[torch.tensor(free, dtype=torch.int64)].any()
     for text in engine._sequences:

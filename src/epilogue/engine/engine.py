@@ -392,9 +392,9 @@ class Engine:
         total = sequence.num_pending
         while sequence.logits_V is None:
             self._streams.step(sequence)
+            self._prefixes.add(sequence)
             if on_progress is not None:
                 on_progress(total - sequence.num_pending, total)
-        self._prefixes.add(sequence)
 
     def _checked(self, ids: Iterable[int]) -> list[int]:
         return checked_ids(ids, self.model.config.vocab_size)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from epilogue.engine.answers import Answer
 from epilogue.errors import CapacityError
 from epilogue.kernels.paged_attention import PAGE_TOKENS
 from epilogue.model import PagePool, PageTable
@@ -17,6 +18,8 @@ class Pages:
     A page is free, or as many tables list it as its count says. The tables are the truth: every change of one is a
     single step, and when a change was interrupted, or a table was forgotten without ``release``, counts and free pages
     are taken from the tables anew before they are next used. So no page is lost, whenever an interruption comes.
+
+    What a device has yet to say may go (``evict_later``) is given back when there is time, or when pages are short.
     """
 
     def __init__(self, pool: PagePool) -> None:
@@ -24,9 +27,11 @@ class Pages:
         self._tables: set[ref[PageTable]] = set()
         self._forgotten: list[ref[PageTable]] = []
         self._counts_P = torch.zeros(max(1, pool.num_pages), dtype=torch.int32)
-        self._returned: list[int] = []
+        self._returned = np.empty(0, dtype=np.int64)
         self._num_touched = 0
         """Pages from there on were never handed out: on the CPU they have no memory yet."""
+        self._leaving: WeakKeyDictionary[PageTable, Answer] = WeakKeyDictionary()
+        """What is to be given back. A table that is cut is taken out: other pages may come to stand there."""
         self._is_changing = False
         self._num_forks = 0
         """Times that a page may have come to be shared."""
@@ -35,9 +40,9 @@ class Pages:
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody has."""
+        """Pages that nobody has; waits for what may go."""
         self._settle()
-        return self.pool.num_pages - self._num_touched + len(self._returned)
+        return self._num_unused
 
     @property
     def num_held(self) -> int:
@@ -56,7 +61,7 @@ class Pages:
         Raises:
             CapacityError: there are not enough free pages; the table is as it was.
         """
-        self._settle()
+        self._repair()
         if self.has_room(table, num_tokens):
             return
         table.reserve(table.num_tokens + num_tokens)
@@ -106,7 +111,7 @@ class Pages:
         Raises:
             CapacityError: there are not enough free pages.
         """
-        self._settle()
+        self._repair()
         table = self.empty_table()
         table.reserve(num_tokens)
         stop, count = is_live_LKP.shape[2], int(is_live_LKP.sum())
@@ -140,6 +145,7 @@ class Pages:
 
     def truncate(self, table: PageTable, num_tokens: int) -> None:
         """Forget all but the first tokens; the pages behind them go back."""
+        self._leaving.pop(table, None)
         table.num_tokens = num_tokens
         place_P = torch.arange(table.ids_LKP.shape[2])
         self._give_back(table, place_P >= table.num_pages)
@@ -147,6 +153,17 @@ class Pages:
     def evict(self, table: PageTable, goes_LKP: Tensor) -> None:
         """Give back the pages marked, of every layer and head."""
         self._give_back(table, goes_LKP)
+
+    def evict_later(self, table: PageTable, goes_LKP: Answer) -> None:
+        """The same once the device has said which; until then, and ``catch_up``, the table has them."""
+        self._leaving[table] = goes_LKP
+
+    def catch_up(self) -> None:
+        """Give back what is to be evicted later; waits for the device."""
+        for table in list(self._leaving):
+            # Twice is no harm, if an interruption comes between: what is gone is not given back again.
+            self._give_back(table, self._leaving[table].read())
+            self._leaving.pop(table, None)
 
     def release(self, table: PageTable) -> None:
         """Give everything back; the table is empty."""
@@ -162,26 +179,31 @@ class Pages:
         return int((torch.minimum(most_LK, own_LK + to_come_LK) - own_LK).clamp(min=0).sum())
 
     def _give_back(self, table: PageTable, goes: Tensor) -> None:
-        self._settle()
-        goes_LKP = goes & (table.ids_LKP >= 0)
-        ids = table.ids_LKP[goes_LKP]
+        self._repair()
+        ids_LKP = table.ids_LKP[..., : goes.shape[-1]]  # it may have got room for more since
+        goes_LKP = goes & (ids_LKP >= 0)
+        ids = ids_LKP[goes_LKP]
         if len(ids) == 0:
             return
         self._is_changing = True
-        table.ids_LKP[goes_LKP] = -1
+        ids_LKP[goes_LKP] = -1
         self._discount(ids)
         self._is_changing = False
 
     def _discount(self, ids: Tensor) -> None:
         """A table that listed them does no more."""
         self._counts_P[ids] -= 1
-        self._returned.extend(ids[self._counts_P[ids] == 0].tolist())
+        self._returned = np.concatenate([self._returned, ids[self._counts_P[ids] == 0].numpy()])
 
     def _is_shared(self, ids_LK: Tensor) -> Tensor:
         return (ids_LK >= 0) & (self._counts_P[ids_LK.clamp(min=0)] > 1)
 
+    @property
+    def _num_unused(self) -> int:
+        return self.pool.num_pages - self._num_touched + len(self._returned)
+
     def _check_free(self, count: int) -> None:
-        if count > self.num_free:
+        if count > self._num_unused and count > self.num_free:
             raise CapacityError(
                 f"{count:,} more pages of keys and values are needed and {self.num_free:,} of "
                 f"{self.pool.num_pages:,} are free; close a sequence, or give the engine more memory"
@@ -189,13 +211,12 @@ class Pages:
 
     def _take(self, count: int) -> Tensor:
         """Pages that were used before, the latest first, then new ones."""
-        again = min(count, len(self._returned))
-        # NumPy takes a list in faster than PyTorch does.
-        returned = np.array(self._returned[len(self._returned) - again :], dtype=np.int64)
-        del self._returned[len(self._returned) - again :]
-        new = torch.arange(self._num_touched, self._num_touched + count - again)
-        self._num_touched += count - again
-        ids = torch.cat([torch.from_numpy(returned), new])
+        left = max(0, len(self._returned) - count)
+        num_new = count - (len(self._returned) - left)
+        new = np.arange(self._num_touched, self._num_touched + num_new)
+        ids = torch.from_numpy(np.concatenate([self._returned[left:], new]))
+        self._returned = self._returned[:left]
+        self._num_touched += num_new
         self._counts_P[ids] = 1
         return ids
 
@@ -205,6 +226,10 @@ class Pages:
         self._tables.add(ref(table, self._forgotten.append))
 
     def _settle(self) -> None:
+        self._repair()
+        self.catch_up()
+
+    def _repair(self) -> None:
         """Take counts and free pages from the tables, if they may be wrong."""
         if not self._is_changing and not self._forgotten:
             return
@@ -216,6 +241,6 @@ class Pages:
         for table in [listed for known in self._tables if (listed := known()) is not None]:
             counts_P[table.ids_LKP[table.ids_LKP >= 0]] += 1
         self._counts_P = counts_P
-        self._returned = (counts_P[: self._num_touched] == 0).nonzero()[:, 0].tolist()
+        self._returned = (counts_P[: self._num_touched] == 0).nonzero()[:, 0].numpy()
         del self._forgotten[:num_forgotten]
         self._is_changing = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Several
 import torch
 from torch import Tensor
 
+from epilogue.engine.answers import Answer
 from epilogue.engine.capacity import check_fits
 from epilogue.engine.decoder import Decoder
 from epilogue.engine.pages import Pages
@@ -93,6 +94,8 @@ class Stepper:
             x_RC, logits_RV = self._run(segments, ids)
             parts: tuple[Tensor, ...] = x_RC.split([segment.num_tokens for segment in segments])
             self._expect(texts, drafts, segments, parts, logits_RV)
+        # Of earlier steps: known as soon as the device begins this one, and seen to while it is busy.
+        self.pages.catch_up()
         for text, draft, segment in zip(texts, drafts, segments, strict=True):
             self._advance(text, segment.stop - len(draft))
         return parts[0]
@@ -209,7 +212,12 @@ class Stepper:
         old_page = text.table.num_tokens // PAGE_TOKENS
         text.table.num_tokens = num_tokens
         if num_tokens // PAGE_TOKENS > old_page:
-            self.pages.evict(text.table, self._unwanted(text.table, max(0, num_tokens - self.undo_tokens)))
+            goes_LKP = Answer(self._unwanted(text.table, max(0, num_tokens - self.undo_tokens)))
+            # A text that goes on at once does so first: the device would wait for the host that waits for it.
+            if text.num_pending > 0 and not goes_LKP.is_here:
+                self.pages.evict_later(text.table, goes_LKP)
+            else:
+                self.pages.evict(text.table, goes_LKP.read())
 
     def _evictable_from(self, table: PageTable) -> Tensor:
         """from_LKP: how long a text must be for its first pages to be given back."""
@@ -218,13 +226,13 @@ class Stepper:
         return evictable_from(table, self.bounds, self.model.slopes_H, epsilon=self.epsilon)
 
     def _unwanted(self, table: PageTable, num_tokens: int) -> Tensor:
-        """goes_LKP: pages that no query wants behind a table's first tokens, nor behind one of their bookmarks."""
+        """goes_LKP, where scores are: pages that no query wants behind a table's first tokens or their bookmarks."""
         from_LKP = self._evictable_from(table)
         place_P = torch.arange(table.ids_LKP.shape[2], device=from_LKP.device)
         goes_LKP = from_LKP <= num_tokens
         for position in bookmarks(num_tokens, self.spacings):
             goes_LKP &= (from_LKP <= position) | (place_P >= position // PAGE_TOKENS)
-        return goes_LKP.cpu()
+        return goes_LKP
 
     def can_cut(self, table: PageTable, num_tokens: int) -> bool:
         """Whether no page is missing that matters behind a table's first tokens."""

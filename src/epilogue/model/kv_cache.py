@@ -259,7 +259,7 @@ def _read(
             q_THD[None, :, heads].to(wide),
             k_SKD[None],
             v_SKD[None],
-            slopes_H[heads],
+            slopes_H if len(members) == len(edges) else slopes_H[heads],  # itself, by which a kernel knows it
             scale=scale,
             first_key_HN=plan.first_key_HN[heads] - edge * PAGE_TOKENS,
             backend=backend,
