@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from epilogue.kernels.paged_attention import chunk, largest_of_pages, page_scores, tile_exponents
+from epilogue.kernels.paged_attention import chunk, largest_of_pages, tile_exponents
 from epilogue.model import (
     MPT,
     AttentionConfig,
@@ -19,7 +20,7 @@ from epilogue.model import (
     eviction_bounds,
     reach,
 )
-from epilogue.model.eviction import _ROUNDING, EvictionBounds
+from epilogue.model.eviction import EvictionBounds
 from epilogue.model.reach import _LEAST, TILE_TOKENS, _exponents, _rounding
 from model.paged import Paged
 
@@ -51,23 +52,35 @@ def compare_exponents(shape: tuple[int, int, int, int], dtype: torch.dtype, bad:
         assert (~(ours_HT < norm_HT * norm - floor_HT)).all()
 
 
-def compare_scores(shape: tuple[int, int, int, int], clip: float, bad: float, device: str) -> None:
+def compare_scores(
+    shape: tuple[int, int, int, int], clip: float, bad: float, device: str, *, is_clamped: bool
+) -> None:
+    """The same numbers, and none below what the bounds say in fp64; behind a clamp without a product."""
     heads, kv_heads, head_dim, num_tokens = shape
-    bounds = EvictionBounds(
-        torch.randn(2, heads, head_dim, head_dim), torch.randn(2, heads, head_dim), torch.rand(2, heads), clip,
-        floor_LH=torch.zeros(2, heads), largest_LH=torch.zeros(2, heads),
-    )  # fmt: skip
+    root_LHDD, offset_LHD = torch.randn(2, heads, head_dim, head_dim), torch.randn(2, heads, head_dim)
+    if is_clamped:
+        root_LHDD = torch.rand(2, heads, 1, 1) * torch.eye(head_dim)
+        offset_LHD = torch.zeros(2, heads, head_dim)
+    none_LH = torch.zeros(2, heads)
+    bounds = EvictionBounds(root_LHDD, offset_LHD, torch.rand(2, heads), clip, floor_LH=none_LH, largest_LH=none_LH)
     k_KTD, start = torch.randn(kv_heads, num_tokens, head_dim), num_tokens % 100
     k_KTD[0, 0], k_KTD[-1, -1, -1] = 0, bad or 1
-    root_HDD = bounds.root_LHDD[1]
-    turned_HTD = k_KTD.repeat_interleave(heads // kv_heads, dim=0) @ root_HDD.mT
-    scores_HP = page_scores(
-        *(x.to(device) for x in (k_KTD, turned_HTD, bounds.offset_LHD[1], bounds.error_LH[1])), clip=clip, start=start
+    there = replace(
+        bounds, root_LHDD=root_LHDD.to(device), offset_LHD=offset_LHD.to(device), error_LH=bounds.error_LH.to(device)
     )
+    with patch.object(eviction, "can_bound", lambda *_: True):
+        scores_HP = there.largest_of_pages(1, k_KTD.to(device), start).cpu()
+    assert (there._reach_LH is not None) == is_clamped
     wanted_HP = largest_of_pages(bounds.largest_scores(1, k_KTD), start)
     is_number_HP = wanted_HP.isfinite()
-    torch.testing.assert_close((scores_HP.cpu() * _ROUNDING)[is_number_HP], wanted_HP[is_number_HP])
-    assert not scores_HP.cpu()[~is_number_HP].isfinite().any()
+    torch.testing.assert_close(scores_HP[is_number_HP], wanted_HP[is_number_HP])
+    assert not scores_HP[~is_number_HP].isfinite().any()
+    k_HTD = k_KTD.double().repeat_interleave(heads // kv_heads, dim=0)
+    true_HT = (k_HTD @ root_LHDD[1].double().mT).norm(dim=-1) + bounds.error_LH[1, :, None] * k_HTD.norm(dim=-1)
+    true_HT += (k_HTD * offset_LHD[1, :, None]).sum(-1).abs()
+    if clip < math.inf:
+        true_HT = torch.minimum(true_HT, clip * k_HTD.abs().sum(-1))
+    assert (~(scores_HP < largest_of_pages(true_HT, start))).all()
 
 
 def compare_all(device: str) -> None:
@@ -76,7 +89,8 @@ def compare_all(device: str) -> None:
         for dtype, bad in itertools.product((torch.float32, torch.bfloat16), (0.0, BAD[i])):
             compare_exponents(shape, dtype, bad, device)
         for clip, bad in itertools.product((math.inf, 0.5), (0.0, BAD[i])):
-            compare_scores(shape, clip, bad, device)
+            for is_clamped in (False, True):
+                compare_scores(shape, clip, bad, device, is_clamped=is_clamped)
 
 
 @torch.inference_mode()

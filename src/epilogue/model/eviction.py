@@ -7,6 +7,7 @@ bounds follow from the weights (``model.weight_bounds``) and are kept per page a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +51,8 @@ class EvictionBounds:
         """scores_HP: ``largest_scores`` of every page, the first of which has ``start`` keys before these."""
         if not can_bound(k_KTD) or k_KTD.dtype != torch.float32:
             return largest_of_pages(self.largest_scores(layer, k_KTD), start)
+        if self._reach_LH is not None:
+            return page_scores(k_KTD, None, None, self._reach_LH[layer], clip=self.clip, start=start) * _ROUNDING
         root_HDD = self.root_LHDD[layer]
         group = len(root_HDD) // len(k_KTD)
         k_HTD = k_KTD.repeat_interleave(group, dim=0) if group > 1 else k_KTD
@@ -57,6 +60,17 @@ class EvictionBounds:
             k_KTD, k_HTD @ root_HDD.mT, self.offset_LHD[layer], self.error_LH[layer], clip=self.clip, start=start
         )
         return scores_HP * _ROUNDING
+
+    @cached_property
+    def _reach_LH(self) -> Tensor | None:
+        """fp32: reach * |k| is all of a score but for the clamp, if roots are multiples of one and no bias adds any.
+
+        So it is behind a clamp (``model.weight_bounds``): then there is nothing to multiply.
+        """
+        length_LH = self.root_LHDD[..., 0, 0]
+        one_DD = torch.eye(self.root_LHDD.shape[-1], device=length_LH.device)
+        is_multiple = torch.equal(self.root_LHDD, length_LH[..., None, None] * one_DD)
+        return None if self.offset_LHD.any() or not is_multiple else length_LH.abs() + self.error_LH
 
     def _largest(self, layers: slice, k_LKTD: Tensor) -> Tensor:
         root_LHDD, offset_LHD, error_LH = self.root_LHDD[layers], self.offset_LHD[layers], self.error_LH[layers]

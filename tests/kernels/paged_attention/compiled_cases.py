@@ -97,8 +97,9 @@ def compile_bounds(capability: int, dtype: torch.dtype, head_dim: int) -> int:
     types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "k_ptr": "*fp32"}
     exponents = compile_for(capability, tile_exponents_kernel, types, constants | tile)
     types = dict.fromkeys(("k_ptr", "turned_ptr", "offset_ptr", "error_ptr", "scores_ptr"), "*fp32") | {"clip": "fp32"}
-    page = {"PAGE_TOKENS": 128, "BLOCK_W": 32, "error_stride": 1}
-    return max(exponents, compile_for(capability, page_scores_kernel, types, constants | page))
+    page = {"PAGE_TOKENS": 128, "error_stride": 1} | constants
+    turned, keys = ({"BLOCK_W": rows, "IS_TURNED": rows == 32} for rows in (32, 128))
+    return max(exponents, *(compile_for(capability, page_scores_kernel, types, page | x) for x in (turned, keys)))
 
 
 def main(capabilities: list[int], head_dims: list[int], blocks: list[int]) -> None:

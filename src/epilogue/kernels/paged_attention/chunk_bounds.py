@@ -60,7 +60,7 @@ def tile_exponents(
 
 
 def page_scores(
-    k_KTD: Tensor, turned_HTD: Tensor, offset_HD: Tensor, error_H: Tensor, *, clip: float, start: int
+    k_KTD: Tensor, turned_HTD: Tensor | None, offset_HD: Tensor | None, error_H: Tensor, *, clip: float, start: int
 ) -> Tensor:
     """scores_HP, fp32: of every page's keys the largest |turned| + |offset.k| + error |k|, or clip * sum |k_i| if less.
 
@@ -68,21 +68,24 @@ def page_scores(
 
     Args:
         k_KTD: fp32.
-        turned_HTD: fp32, what the root makes of them.
-        offset_HD: fp32.
-        error_H: fp32.
+        turned_HTD: fp32, what the root makes of them; None where ``error_H`` has that in it, for zeros.
+        offset_HD: fp32; None with the former.
+        error_H: fp32, of as many heads as there are queries'.
         clip: infinite for none.
         start: tokens of the first page that come before these.
     """
-    (num_heads, num_tokens, head_dim), num_kv_heads = turned_HTD.shape, len(k_KTD)
+    (num_kv_heads, num_tokens, head_dim), num_heads, is_turned = k_KTD.shape, len(error_H), turned_HTD is not None
+    turned_HTD, offset_HD = (k_KTD if x is None else x for x in (turned_HTD, offset_HD))
     k_KTD, turned_HTD, offset_HD = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_KTD, turned_HTD, offset_HD))
     num_columns = -(-(start + num_tokens) // PAGE_TOKENS)
-    scores_HP = turned_HTD.new_empty((num_heads, num_columns))
+    scores_HP = k_KTD.new_empty((num_heads, num_columns))
+    # With keys alone a page is read in one go.
+    rows, num_warps = (32, 4) if is_turned else (PAGE_TOKENS, 8)
     _kernel("page_scores_kernel")[(num_columns, num_heads)](
         k_KTD, *k_KTD.stride()[:2], turned_HTD, *turned_HTD.stride()[:2], offset_HD, offset_HD.stride(0),
         error_H, error_H.stride(0), scores_HP, clip, start, num_tokens,
-        PAGE_TOKENS=PAGE_TOKENS, HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim), BLOCK_W=32,
-        GROUP=num_heads // num_kv_heads, num_warps=4,
+        PAGE_TOKENS=PAGE_TOKENS, HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim), BLOCK_W=rows,
+        GROUP=num_heads // num_kv_heads, IS_TURNED=is_turned, num_warps=num_warps,
     )  # fmt: skip
     return scores_HP
 
