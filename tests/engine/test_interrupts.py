@@ -13,6 +13,7 @@ import torch
 from engine.invariants import check
 from epilogue import engine as package
 from epilogue.engine import Engine, SamplingParams, Sequence
+from epilogue.engine.answers import Answer
 from epilogue.model import MPT, page_pool
 
 PARAMS = SamplingParams(temperature=1.5, seed=1, max_new_tokens=6)
@@ -76,8 +77,12 @@ def interrupted(run: Callable[[], Any], line: int | None) -> int:
     return lines
 
 
-@pytest.mark.parametrize("name", REQUESTS)
-def test_any_line(tiny_mpt, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_late"), [(name, False) for name in REQUESTS] + [("open", True), ("append", True)]
+)
+def test_any_line(tiny_mpt, monkeypatch, name: str, is_late: bool) -> None:
+    """Also of a device whose answers come later."""
+    monkeypatch.setattr(Answer, "is_here", not is_late)
     model = tiny_mpt(n_heads=1, n_layers=1, attn_config={"alibi_bias_max": 2}).double()
     request = REQUESTS[name]
     calm = Scene(model)

@@ -217,14 +217,19 @@ def _decode(
     return list(out_BTHD)
 
 
-def _edges(placed: PlacedTable, layer: int, plan: ReachPlan, group: int) -> list[int]:
+def _first_pages(plan: ReachPlan, kv_heads: int) -> Tensor:
+    """first_page_K that any query of a head of keys visits."""
+    return (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(kv_heads, -1).amin(dim=1)
+
+
+def _edges(placed: PlacedTable, layer: int, first_page_K: Tensor) -> list[int]:
     """The first page to gather for each head of keys: the first one visited, or on an accelerator one for all.
 
     There one call for all heads costs less than many, and nobody waits to hear what the plan says.
     """
-    if plan.first_key_HN.device.type != "cpu":
-        return [placed.oldest_live_L[layer]] * placed.ids_LKP.shape[1]
-    edges: list[int] = (plan.first_key_HN.amin(dim=1) // PAGE_TOKENS).view(-1, group).amin(dim=1).tolist()
+    if first_page_K.device.type != "cpu":
+        return [placed.oldest_live_L[layer]] * len(first_page_K)
+    edges: list[int] = first_page_K.tolist()
     return edges
 
 
@@ -242,7 +247,8 @@ def _read(
     # Where another head's page was evicted nothing is read: the plan visits only pages that are live.
     ids_KP = placed.ids_LKP[layer]
     group = q_THD.shape[1] // len(ids_KP)
-    edges = _edges(placed, layer, plan, group)
+    first_page_K = _first_pages(plan, len(ids_KP))
+    edges = _edges(placed, layer, first_page_K)
     wide = torch.float32 if q_THD.dtype == torch.float16 else q_THD.dtype
     outs = []
     for edge, run in groupby(range(len(edges)), key=edges.__getitem__):
@@ -254,6 +260,8 @@ def _read(
             ids_KP[kv_heads, edge:],
             num_tokens=plan.num_keys - edge * PAGE_TOKENS,
             dtype=wide,
+            # Kernels that were chosen go by the plan; a reference that was asked for masks what must be numbers.
+            first_page_K=first_page_K[kv_heads] - edge if backend is None else None,
         )
         out_BTHD = attention(
             q_THD[None, :, heads].to(wide),

@@ -86,7 +86,8 @@ def compile_chunk(capability: int, storage: Any, dtype: torch.dtype, head_dim: i
     types = dict.fromkeys(("k_data_ptr", "v_data_ptr"), "*" + TRITON_TYPES[pages.data_PWD.dtype])
     types |= dict.fromkeys(("k_scale_ptr", "v_scale_ptr", "stored_ptr", "norms_ptr"), "*fp32") | {"ids_ptr": "*i64"}
     types |= dict.fromkeys(("k_ptr", "v_ptr", "k_out_ptr", "v_out_ptr"), "*" + TRITON_TYPES[dtype])
-    reading = compile_for(capability, read_pages_kernel, types, constants)
+    types |= {"first_ptr": "*i64"}
+    reading = compile_for(capability, read_pages_kernel, types, constants | {"HAS_FIRST": True})
     return max(reading, compile_for(capability, write_chunk_kernel, types, constants | {"BLOCK_W": 32}))
 
 

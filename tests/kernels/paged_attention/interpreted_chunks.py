@@ -54,6 +54,14 @@ def compare_reading(
         assert_same_numbers(a[PAGE_TOKENS:], b[PAGE_TOKENS:], unit=bf16_unit(torch.float32, dtype, device))
         assert a[:PAGE_TOKENS].isfinite().all()
         assert all(a[:, head].is_contiguous() for head in range(heads))
+    first_page_K = torch.arange(heads) % (columns + 1)
+    seen_TK = torch.arange(num_tokens + PAGE_TOKENS)[:, None] >= first_page_K * PAGE_TOKENS
+    there = tuple(on(device, p) for p in pools)
+    args = (there, ids.to(device), num_tokens + PAGE_TOKENS, dtype, first_page_K.to(device))
+    for a, b in zip(chunk._read_by_kernel(*args), got, strict=True):
+        assert torch.equal(a[seen_TK], b[seen_TK])
+        if torch.are_deterministic_algorithms_enabled():
+            assert a[~seen_TK].isnan().all(), "what nobody looks at is left"
 
 
 def compare_writing(

@@ -16,7 +16,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_pages(
-    pools: tuple[PageTensors, PageTensors], page_ids_KP: Tensor, *, num_tokens: int, dtype: torch.dtype
+    pools: tuple[PageTensors, PageTensors],
+    page_ids_KP: Tensor,
+    *,
+    num_tokens: int,
+    dtype: torch.dtype,
+    first_page_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of the listed pages, as attention takes them.
 
@@ -28,12 +33,14 @@ def read_pages(
         page_ids_KP: int64, for every head its pages in token order. Tokens of a page of -1 hold anything.
         num_tokens: of each head; the last page may have more.
         dtype: fp32, bf16, fp16 or fp64.
+        first_page_K: int64, of every head the first page that anybody looks at; tokens before it may hold anything,
+            and a kernel leaves them. None: all are looked at.
 
     Returns:
         k_TKD and v_TKD, of which each head's tokens lie one behind the other.
     """
     if _has_kernel(pools, dtype):
-        return _read_by_kernel(pools, page_ids_KP, num_tokens, dtype)
+        return _read_by_kernel(pools, page_ids_KP, num_tokens, dtype, first_page_K)
     k_TKD, v_TKD = (_read_by_operators(pages, page_ids_KP, num_tokens, dtype) for pages in pools)
     return k_TKD, v_TKD
 
@@ -80,7 +87,11 @@ def _read_by_operators(pages: PageTensors, page_ids_KP: Tensor, num_tokens: int,
 
 
 def _read_by_kernel(
-    pools: tuple[PageTensors, PageTensors], page_ids_KP: Tensor, num_tokens: int, dtype: torch.dtype
+    pools: tuple[PageTensors, PageTensors],
+    page_ids_KP: Tensor,
+    num_tokens: int,
+    dtype: torch.dtype,
+    first_page_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     # Triton comes in with the first call: a machine without an accelerator may lack it.
     kernel = import_module("epilogue.kernels.paged_attention.chunk_kernels").read_pages_kernel
@@ -88,8 +99,9 @@ def _read_by_kernel(
     num_heads, num_columns = page_ids_KP.shape
     k_KTD, v_KTD = (page_ids_KP.new_empty((num_heads, num_tokens, head_dim), dtype=dtype) for _ in pools)
     kernel[(num_columns, num_heads, 2)](
-        *_data_and_scale(pools), k_KTD, v_KTD, page_ids_KP, page_ids_KP.stride(0), num_tokens,
-        **_switches(pools), num_warps=8,
+        *_data_and_scale(pools), k_KTD, v_KTD, page_ids_KP, page_ids_KP.stride(0),
+        page_ids_KP if first_page_K is None else first_page_K.contiguous(), num_tokens,
+        **_switches(pools), HAS_FIRST=first_page_K is not None, num_warps=8,
     )  # fmt: skip
     return k_KTD.transpose(0, 1), v_KTD.transpose(0, 1)
 
