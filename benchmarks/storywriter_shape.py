@@ -2,6 +2,7 @@
 
     python -m benchmarks.storywriter_shape                              # one CUDA card of 80 GB
     python -m benchmarks.storywriter_shape --shape tiny --device cpu    # the same path in seconds
+    python -m benchmarks.storywriter_shape --storage int8 --chunk-tokens 8192 16384 --profile --reading-only
 
 Reads 83,968 tokens. Random weights have no story: how much of the past reach visits stands beside every figure. MFU
 counts the arithmetic of the keys that were visited, MBU the bytes of the weights and of those keys; both against
@@ -10,6 +11,7 @@ ceilings measured now. Tests of the decode step run first. Ends with one JSON li
 
 import argparse
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.chunk_profile import profile_chunks
 from benchmarks.harness import finish, machine_card, require_green
 from epilogue.engine import Engine, SamplingParams, Sequence, Storage
 from epilogue.kernels.attention import Backend, attention
@@ -95,13 +98,24 @@ def measure_writing(engine: Engine, sequence: Sequence, num_tokens: int, ceiling
     }
 
 
-def measure(model: MPT, storage: Storage, ids: list[int], num_tokens: int, ceiling: dict[str, float]) -> dict[str, Any]:
-    """One reading and two writings behind it: replayed and step by step."""
+def measure(
+    model: MPT,
+    storage: Storage,
+    ids: list[int],
+    ceiling: dict[str, float],
+    *,
+    num_tokens: int,
+    chunk_tokens: int | None,
+    repeats: int,
+    is_profiled: bool,
+) -> dict[str, Any]:
+    """The fastest of some readings, and two writings behind it: replayed and step by step; none for no tokens."""
     device, config = model.device, model.config
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    engine = Engine(model, storage=storage, num_pages=None if device.type == "cuda" else 4000)
+    num_pages = None if device.type == "cuda" else 4000
+    engine = Engine(model, storage=storage, num_pages=num_pages, chunk_tokens=chunk_tokens)
     synchronize(device)
     engine_s = time.perf_counter() - start
     # Kernels are compiled by another text, of several chunks and a rest.
@@ -109,32 +123,42 @@ def measure(model: MPT, storage: Storage, ids: list[int], num_tokens: int, ceili
     engine.close(engine.open_book(ids[: 2 * engine.chunk_tokens + 100][::-1]))
     synchronize(device)
     compile_s = time.perf_counter() - start
-    start = time.perf_counter()
-    sequence = engine.open_book(ids, room_tokens=4 * (WARM_UP_TOKENS + num_tokens))
-    synchronize(device)
-    read_s = time.perf_counter() - start
-    stats = engine.stats()
+    times = []
+    for repeat in range(repeats):
+        start = time.perf_counter()
+        sequence = engine.open_book(ids, room_tokens=4 * (WARM_UP_TOKENS + num_tokens))
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+        if repeat < repeats - 1:
+            engine.close(sequence)
+    read_s, stats = min(times), engine.stats()
     attention_flops = flops_per_token(config, context_tokens=len(ids) // 2, with_head=False)
     linear_flops = flops_per_token(config, context_tokens=0, with_head=False)
     flops = len(ids) * (linear_flops + stats.share_visited * (attention_flops - linear_flops))
     row = {
         "storage": storage,
+        "chunk_tokens": engine.chunk_tokens,
         "num_tokens": len(ids),
         "engine_s": round(engine_s, 2),
         "compile_s": round(compile_s, 2),
         "read_s": round(read_s, 3),
+        "all_read_s": [round(x, 3) for x in times],
         "read_tokens_per_s": round(len(ids) / read_s),
         "share_visited": round(stats.share_visited, 4),
         "share_held": round(stats.pages_held * PAGE_TOKENS / (len(ids) * config.n_layers * config.kv_n_heads), 4),
         "mfu": round(flops / read_s / ceiling["flop_per_s"], 3),
-        "write": measure_writing(engine, sequence, num_tokens, ceiling),
     }
-    if decoder := engine._stepper.decoder:
+    if num_tokens:
+        row["write"] = measure_writing(engine, sequence, num_tokens, ceiling)
+    if num_tokens and (decoder := engine._stepper.decoder):
         decoder.capture = lambda step: step
         decoder._slots.clear()
         row["write_without_graph"] = measure_writing(engine, sequence, num_tokens, ceiling)
-        row["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
     engine.close(sequence)
+    if device.type == "cuda":
+        row["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)
+    if is_profiled:
+        row["late_chunk"] = profile_chunks(engine, ids, behind_tokens=len(ids) // 2)
     return row
 
 
@@ -173,6 +197,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="to read; 83,968 of the large shape, 700 of the tiny one")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--storage", nargs="+", default=["bfloat16", "int8"])
+    parser.add_argument("--chunk-tokens", nargs="+", type=int, default=[None], help="read in chunks of so many")
+    parser.add_argument("--repeats", type=int, default=3, help="readings, of which the fastest counts")
+    parser.add_argument("--reading-only", action="store_true", help="no writing, and no attention by itself")
+    parser.add_argument("--profile", action="store_true", help="of a late chunk, too: its kernels, and the GPU's waits")
     parser.add_argument("--untested", action="store_true", help="do not run the tests first")
     args = parser.parse_args()
     device, is_tiny = torch.device(args.device), args.shape == "tiny"
@@ -188,14 +216,19 @@ def main() -> None:
     ceiling = ceilings(device)
     print(card, ceiling, flush=True)
     lengths = (300, 700) if is_tiny else (65_536, 83_968)
+    lengths = () if args.reading_only else lengths
     with torch.inference_mode():
         heads = [row for n in lengths for row in measure_attention(config, n, device, ceiling["flop_per_s"])]
     model = build(config, device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (args.tokens or num_tokens,), generator=generator).tolist()
     rows = []
-    for storage in args.storage:
-        rows.append(measure(model, storage, ids, args.new_tokens, ceiling))
+    for storage, chunk_tokens in itertools.product(args.storage, args.chunk_tokens):
+        row = measure(
+            model, storage, ids, ceiling, num_tokens=0 if args.reading_only else args.new_tokens,
+            chunk_tokens=chunk_tokens, repeats=args.repeats, is_profiled=args.profile and device.type == "cuda",
+        )  # fmt: skip
+        rows.append(row)
         print(rows[-1], flush=True)
         gc.collect()
         if device.type == "cuda":

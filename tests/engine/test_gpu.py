@@ -139,6 +139,25 @@ def test_a_chunk_is_read_without_waiting(wide_mpt: MPT, storage: Storage) -> Non
         sequence.table.num_tokens += 300
 
 
+def test_a_chunk_runs_while_the_next_one_is_prepared(wide_mpt: MPT) -> None:
+    """No chunk but the last is waited for, and what each lets go is given back behind the next."""
+    book = torch.randint(0, 61, (1500,), generator=torch.Generator().manual_seed(3)).tolist()
+    engine = make(wide_mpt.bfloat16(), storage="int8", chunk_tokens=300, spacings=())
+    engine.open_book(book)  # compiles
+    sequence = engine.enter(book[::-1])
+    engine.model.transformer.norm_f.register_forward_pre_hook(lambda *_: torch.cuda._sleep(200_000_000))
+    for _ in range(4):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            engine.advance(sequence)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert not torch.cuda.current_stream().query()
+        assert list(engine.pages._leaving) == [sequence.table]
+    engine.advance(sequence)
+    check(engine)
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_what_runs_ahead_changes_no_token(
     wide_mpt: MPT, book: list[int], settings: str, monkeypatch: pytest.MonkeyPatch

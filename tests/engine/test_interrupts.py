@@ -77,9 +77,7 @@ def interrupted(run: Callable[[], Any], line: int | None) -> int:
     return lines
 
 
-@pytest.mark.parametrize(
-    ("name", "is_late"), [(name, False) for name in REQUESTS] + [("open", True), ("append", True)]
-)
+@pytest.mark.parametrize(("name", "is_late"), [(name, False) for name in REQUESTS] + [("open", True), ("append", True)])
 def test_any_line(tiny_mpt, monkeypatch, name: str, is_late: bool) -> None:
     """Also of a device whose answers come later."""
     monkeypatch.setattr(Answer, "is_here", not is_late)

@@ -1,4 +1,4 @@
-"""Reading that runs ahead of eviction: what a device lets go is given back one chunk later, and nothing else changes."""
+"""Reading that runs ahead of eviction: what a device lets go is given back a chunk later, and nothing else changes."""
 
 from collections.abc import Callable
 

@@ -52,9 +52,7 @@ def compare_exponents(shape: tuple[int, int, int, int], dtype: torch.dtype, bad:
         assert (~(ours_HT < norm_HT * norm - floor_HT)).all()
 
 
-def compare_scores(
-    shape: tuple[int, int, int, int], clip: float, bad: float, device: str, *, is_clamped: bool
-) -> None:
+def compare_scores(shape: tuple[int, int, int, int], clip: float, bad: float, device: str, *, is_clamped: bool) -> None:
     """The same numbers, and none below what the bounds say in fp64; behind a clamp without a product."""
     heads, kv_heads, head_dim, num_tokens = shape
     root_LHDD, offset_LHD = torch.randn(2, heads, head_dim, head_dim), torch.randn(2, heads, head_dim)

@@ -36,16 +36,14 @@ def _read_page(
 
 # None of these is worth a kernel of its own, compiled in the middle of a book: a row begins at a multiple of HEAD_DIM
 # whatever they are.
-@triton.jit(
-    do_not_specialize=["ids_stride", "num_tokens"], do_not_specialize_on_alignment=["ids_ptr", "first_ptr"]
-)
+@triton.jit(do_not_specialize=["ids_stride", "num_tokens"], do_not_specialize_on_alignment=["ids_ptr", "first_ptr"])
 def read_pages_kernel(
     k_data_ptr, k_scale_ptr, v_data_ptr, v_scale_ptr, k_out_ptr, v_out_ptr, ids_ptr, ids_stride, first_ptr, num_tokens,
     PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     K_HAS_SCALE: tl.constexpr, V_HAS_SCALE: tl.constexpr, HAS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """One page of a head: programs are columns of the table, heads, and keys or values."""
-    if HAS_FIRST:
+    if HAS_FIRST:  # noqa: SIM102 - only this one is decided when compiling
         if tl.program_id(0) < tl.load(first_ptr + tl.program_id(1)):
             return
     if tl.program_id(2) == 0:
