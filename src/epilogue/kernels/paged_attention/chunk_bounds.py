@@ -76,14 +76,13 @@ def page_scores(
     """
     (num_kv_heads, num_tokens, head_dim), num_heads, is_turned = k_KTD.shape, len(error_H), turned_HTD is not None
     turned_HTD, offset_HD = (k_KTD if x is None else x for x in (turned_HTD, offset_HD))
-    k_KTD, turned_HTD, offset_HD = (x if x.stride(-1) == 1 else x.contiguous() for x in (k_KTD, turned_HTD, offset_HD))
+    k_KTD, turned_HTD, offset_HD = (x.contiguous() for x in (k_KTD, turned_HTD, offset_HD))
     num_columns = -(-(start + num_tokens) // PAGE_TOKENS)
     scores_HP = k_KTD.new_empty((num_heads, num_columns))
     # With keys alone a page is read in one go.
     rows, num_warps = (32, 4) if is_turned else (PAGE_TOKENS, 8)
     _kernel("page_scores_kernel")[(num_columns, num_heads)](
-        k_KTD, *k_KTD.stride()[:2], turned_HTD, *turned_HTD.stride()[:2], offset_HD, offset_HD.stride(0),
-        error_H, error_H.stride(0), scores_HP, clip, start, num_tokens,
+        k_KTD, turned_HTD, offset_HD, error_H, error_H.stride(0), scores_HP, clip, start, num_tokens,
         PAGE_TOKENS=PAGE_TOKENS, HEAD_DIM=head_dim, BLOCK_D=_next_power_of_2(head_dim), BLOCK_W=rows,
         GROUP=num_heads // num_kv_heads, IS_TURNED=is_turned, num_warps=num_warps,
     )  # fmt: skip

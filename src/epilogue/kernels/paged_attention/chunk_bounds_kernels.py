@@ -54,13 +54,11 @@ def tile_exponents_kernel(
     tl.store(at_most_ptr + at, tl.where(is_nan, float("nan"), tl.max(at_most_T, 0)))
 
 
-@triton.jit(
-    do_not_specialize=["start", "num_tokens", "k_head_stride", "turned_head_stride"],
-    do_not_specialize_on_alignment=["error_ptr"],
-)
+# A row begins at a multiple of HEAD_DIM, which is why no stride is an argument: of one that is not specialised nothing
+# is known, and every number would be loaded by itself.
+@triton.jit(do_not_specialize=["start", "num_tokens"], do_not_specialize_on_alignment=["error_ptr"])
 def page_scores_kernel(
-    k_ptr, k_head_stride, k_token_stride, turned_ptr, turned_head_stride, turned_token_stride,
-    offset_ptr, offset_stride, error_ptr, error_stride, scores_ptr, clip, start, num_tokens,
+    k_ptr, turned_ptr, offset_ptr, error_ptr, error_stride, scores_ptr, clip, start, num_tokens,
     PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
     GROUP: tl.constexpr, IS_TURNED: tl.constexpr,
 ):  # fmt: skip
@@ -74,13 +72,13 @@ def page_scores_kernel(
     for first in range(0, PAGE_TOKENS, BLOCK_W):
         token_W = (column * PAGE_TOKENS + first + tl.arange(0, BLOCK_W) - start).to(tl.int64)
         is_there_WD = ((token_W >= 0) & (token_W < num_tokens))[:, None] & is_column_D[None, :]
-        k_at_WD = (head // GROUP) * k_head_stride + token_W[:, None] * k_token_stride + columns_D[None, :]
+        k_at_WD = ((head // GROUP) * num_tokens + token_W)[:, None] * HEAD_DIM + columns_D[None, :]
         k_WD = tl.load(k_ptr + k_at_WD, mask=is_there_WD, other=0.0)
         row_W = error * tl.sqrt_rn(tl.sum(k_WD * k_WD, 1))
         if IS_TURNED:
-            turned_at_WD = head * turned_head_stride + token_W[:, None] * turned_token_stride + columns_D[None, :]
+            turned_at_WD = (head * num_tokens + token_W)[:, None] * HEAD_DIM + columns_D[None, :]
             turned_WD = tl.load(turned_ptr + turned_at_WD, mask=is_there_WD, other=0.0)
-            offset_D = tl.load(offset_ptr + head * offset_stride + columns_D, mask=is_column_D, other=0.0)
+            offset_D = tl.load(offset_ptr + head * HEAD_DIM + columns_D, mask=is_column_D, other=0.0)
             row_W += tl.sqrt_rn(tl.sum(turned_WD * turned_WD, 1)) + tl.abs(tl.sum(k_WD * offset_D[None, :], 1))
         num_nan_W += (row_W != row_W).to(tl.int32)
         # Without a clamp the other bound is infinite, or 0 times that for a key of zeros.
