@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-from epilogue.kernels.paged_attention import chunk, largest_of_pages, tile_exponents
+from epilogue.kernels.paged_attention import PAGE_TOKENS, chunk, largest_of_pages, tile_exponents, tile_prefixes
 from epilogue.model import (
     MPT,
     AttentionConfig,
@@ -21,7 +21,7 @@ from epilogue.model import (
     reach,
 )
 from epilogue.model.eviction import EvictionBounds
-from epilogue.model.reach import _LEAST, TILE_TOKENS, _exponents, _rounding
+from epilogue.model.reach import _LEAST, TILE_TOKENS, _exponents, _longest_prefixes, _rounding
 from model.paged import Paged
 
 SHAPES = [(1, 1, 16, 1), (4, 2, 24, 257), (3, 3, 128, 300), (2, 1, 7, 130)]
@@ -38,7 +38,7 @@ def compare_exponents(shape: tuple[int, int, int, int], dtype: torch.dtype, bad:
         q_THD[-1, 0, 0] = bad
     slopes_H, largest_HP = alibi_slopes(heads, 8).double(), 5 + torch.rand(heads, 3).double().cummax(dim=1).values
     k_TKD, scale = k_KTD.transpose(0, 1), -0.3
-    *wanted, most_H = _exponents(q_THD[None], k_TKD[None], largest_HP, slopes_H, scale=scale)
+    wanted, most_H = _exponents(q_THD[None], k_TKD[None], largest_HP, slopes_H, scale=scale), largest_HP[:, -1]
     got = tile_exponents(
         *(x.to(device) for x in (q_THD, k_TKD, slopes_H, most_H)), scale=scale, tile_tokens=TILE_TOKENS,
         rounding=_rounding(head_dim), least=math.sqrt(head_dim) * _LEAST,
@@ -50,6 +50,25 @@ def compare_exponents(shape: tuple[int, int, int, int], dtype: torch.dtype, bad:
         torch.testing.assert_close(ours_HN.cpu(), theirs_HN, rtol=1e-5, atol=1e-4, equal_nan=True)
         ours_HT = ours_HN.cpu().repeat_interleave(TILE_TOKENS, dim=1)[:, :num_tokens]
         assert (~(ours_HT < norm_HT * norm - floor_HT)).all()
+
+
+def compare_prefixes(num_tokens: int, epsilon: float, bad: float, device: str) -> None:
+    """The same plan: of heads without and with slopes, norms that grow with time, and one that is no number."""
+    at_zero_HN = torch.randn(4, -(-num_tokens // TILE_TOKENS), dtype=torch.float64) * 10
+    at_most_HN = at_zero_HN + 50 * torch.rand_like(at_zero_HN)
+    at_zero_HN[1, -1], start = bad, 100 * PAGE_TOKENS + 77
+    num_pages = -(-(start + num_tokens) // PAGE_TOKENS)
+    largest_HP = torch.rand(4, num_pages, dtype=torch.float64).cummax(dim=1).values
+    slopes_H = torch.tensor([0.0, 2**-16, 0.01, 0.7], dtype=torch.float64)
+    given = at_zero_HN, at_most_HN, largest_HP, slopes_H
+    starts_N = start + TILE_TOKENS * torch.arange(at_zero_HN.shape[1])
+    first_key_HN, mass_HN = _longest_prefixes(*given, starts_N, epsilon=epsilon)
+    got = tile_prefixes(
+        *(x.to(device) for x in given), start=start, tile_tokens=TILE_TOKENS, epsilon=epsilon, slack=reach._SLACK
+    )
+    assert first_key_HN.any()
+    assert torch.equal(got[0].cpu(), first_key_HN)
+    torch.testing.assert_close(got[1].cpu(), mass_HN)
 
 
 def compare_scores(shape: tuple[int, int, int, int], clip: float, bad: float, device: str, *, is_clamped: bool) -> None:
@@ -83,6 +102,8 @@ def compare_scores(shape: tuple[int, int, int, int], clip: float, bad: float, de
 
 def compare_all(device: str) -> None:
     torch.manual_seed(0)
+    for bad, (num_tokens, epsilon) in itertools.product(BAD, [(1, 1e-6), (300, 1e-3), (1000, 1e-6)]):
+        compare_prefixes(num_tokens, epsilon, bad, device)
     for i, shape in enumerate(SHAPES):
         for dtype, bad in itertools.product((torch.float32, torch.bfloat16), (0.0, BAD[i])):
             compare_exponents(shape, dtype, bad, device)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from epilogue.kernels.attention import TILE_TOKENS
-from epilogue.kernels.paged_attention import PAGE_TOKENS, PrefixBounds, can_bound, tile_exponents
+from epilogue.kernels.paged_attention import PAGE_TOKENS, PrefixBounds, can_bound, tile_exponents, tile_prefixes
 
 # Nats added to every bound against the fp64 rounding of the bound itself.
 _SLACK = 0.01
@@ -88,17 +88,39 @@ def plan_reach(
         (another document's): then they weigh less. O(H * tiles * pages) memory.
     """
     device, num_queries, num_heads = q_BTHD.device, *q_BTHD.shape[1:3]
-    starts_N = _tile_starts(device, num_queries, num_keys)
     if epsilon <= 0:
-        nothing_HN = torch.zeros(num_heads, len(starts_N), dtype=torch.int64, device=device)
+        nothing_HN = torch.zeros(num_heads, -(-num_queries // TILE_TOKENS), dtype=torch.int64, device=device)
         return ReachPlan(nothing_HN, nothing_HN.double(), num_keys, num_queries)
 
     slopes_H = slopes_H.double()
     largest_HP = _largest_older(norms_KP, num_heads, q_BTHD.shape[3])
-    at_zero_HN, at_most_HN, most_H = _exponents(q_BTHD, k_BTKD, largest_HP, slopes_H, scale=scale)
-    share_HP = largest_HP / most_H[:, None]
+    at_zero_HN, at_most_HN = _exponents(q_BTHD, k_BTKD, largest_HP, slopes_H, scale=scale)
+    if len(q_BTHD) == 1 and can_bound(q_BTHD, k_BTKD):
+        first_key_HN, mass_HN = tile_prefixes(
+            at_zero_HN,
+            at_most_HN,
+            largest_HP,
+            slopes_H,
+            start=num_keys - num_queries,
+            tile_tokens=TILE_TOKENS,
+            epsilon=epsilon,
+            slack=_SLACK,
+        )
+    else:
+        starts_N = _tile_starts(device, num_queries, num_keys)
+        first_key_HN, mass_HN = _longest_prefixes(
+            at_zero_HN, at_most_HN, largest_HP, slopes_H, starts_N, epsilon=epsilon
+        )
+    return ReachPlan(first_key_HN, mass_HN, num_keys, num_queries)
+
+
+def _longest_prefixes(
+    at_zero_HN: Tensor, at_most_HN: Tensor, largest_HP: Tensor, slopes_H: Tensor, starts_N: Tensor, *, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """first_key_HN and omitted_mass_HN of a plan, from each tile's exponents and the largest norm of every prefix."""
+    share_HP = largest_HP / largest_HP[:, -1:]
     exponent_HNP = at_zero_HN[..., None] + (at_most_HN - at_zero_HN)[..., None] * share_HP[:, None]
-    older_P = PAGE_TOKENS * torch.arange(1, largest_HP.shape[1] + 1, device=device)
+    older_P = PAGE_TOKENS * torch.arange(1, largest_HP.shape[1] + 1, device=starts_N.device)
     distance_NP = starts_N[:, None] - older_P + 1
     tail_HP = torch.minimum(older_P.double(), 1 / -torch.expm1(-slopes_H)[:, None])
     bound_HNP = exponent_HNP - slopes_H[:, None, None] * distance_NP + tail_HP.log()[:, None] + _SLACK
@@ -109,7 +131,7 @@ def plan_reach(
     skipped_HN = may_skip_HNP.to(torch.int32).cumprod(dim=2).sum(dim=2)
     last_HN1 = (skipped_HN - 1).clamp(min=0)[..., None]
     mass_HN = bound_HNP.gather(2, last_HN1)[..., 0].exp().clamp(max=epsilon).masked_fill(skipped_HN == 0, 0.0)
-    return ReachPlan(skipped_HN * PAGE_TOKENS, mass_HN, num_keys, num_queries)
+    return skipped_HN * PAGE_TOKENS, mass_HN
 
 
 def running_norms(norms_KP: Tensor, head_dim: int) -> Tensor:
@@ -181,7 +203,8 @@ def _at_least(norms: Tensor, head_dim: int) -> Tensor:
 def _largest_older(norms_KP: Tensor, num_heads: int, head_dim: int) -> Tensor:
     """For every prefix of pages at least the largest key norm in it, a head each; fp64, never 0."""
     running_KP = _at_least(norms_KP, head_dim).cummax(dim=1).values
-    return running_KP.repeat_interleave(num_heads // len(norms_KP), dim=0)
+    group = num_heads // len(norms_KP)
+    return running_KP.repeat_interleave(group, dim=0) if group > 1 else running_KP
 
 
 def _own_scores(q_BTHD: Tensor, k_BTKD: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
@@ -198,12 +221,12 @@ def _own_scores(q_BTHD: Tensor, k_BTKD: Tensor, *, scale: float) -> tuple[Tensor
 
 def _exponents(
     q_BTHD: Tensor, k_BTKD: Tensor, largest_HP: Tensor, slopes_H: Tensor, *, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A tile's largest exponent but for the prefix's distance, at key norm 0 and at the largest norm; and that norm."""
+) -> tuple[Tensor, Tensor]:
+    """A tile's largest exponent but for the prefix's distance, at key norm 0 and at the largest norm."""
     most_H = largest_HP[:, -1]
     if len(q_BTHD) == 1 and can_bound(q_BTHD, k_BTKD):
         head_dim = q_BTHD.shape[3]
-        at_zero_HN, at_most_HN = tile_exponents(
+        return tile_exponents(
             q_BTHD[0],
             k_BTKD[0],
             slopes_H,
@@ -213,11 +236,10 @@ def _exponents(
             rounding=_rounding(head_dim),
             least=math.sqrt(head_dim) * _LEAST,
         )
-        return at_zero_HN, at_most_HN, most_H
     own_BHT, norm_BHT = _own_scores(q_BTHD, k_BTKD, scale=scale)
     row_T = torch.arange(q_BTHD.shape[1], device=q_BTHD.device) % TILE_TOKENS
     floor_BHT = own_BHT + slopes_H[:, None] * row_T
-    return _tile_max(-floor_BHT), _tile_max(norm_BHT * most_H[:, None] - floor_BHT), most_H
+    return _tile_max(-floor_BHT), _tile_max(norm_BHT * most_H[:, None] - floor_BHT)
 
 
 def _tile_max(x_BHT: Tensor) -> Tensor:

@@ -13,7 +13,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from epilogue.kernels.paged_attention import allocate_pages, split
-from epilogue.kernels.paged_attention.chunk_bounds_kernels import page_scores_kernel, tile_exponents_kernel
+from epilogue.kernels.paged_attention.chunk_bounds_kernels import (
+    page_scores_kernel,
+    tile_exponents_kernel,
+    tile_prefixes_kernel,
+)
 from epilogue.kernels.paged_attention.chunk_kernels import read_pages_kernel, write_chunk_kernel
 from epilogue.kernels.paged_attention.take_in_kernels import take_in_kernel
 from kernels.paged_attention.books import STORAGES
@@ -97,6 +101,10 @@ def compile_bounds(capability: int, dtype: torch.dtype, head_dim: int) -> int:
     types = dict.fromkeys(("slopes_ptr", "most_ptr", "at_zero_ptr", "at_most_ptr"), "*fp64")
     types |= {"q_ptr": "*" + TRITON_TYPES[dtype], "k_ptr": "*fp32"}
     exponents = compile_for(capability, tile_exponents_kernel, types, constants | tile)
+    names = ("at_zero_ptr", "at_most_ptr", "largest_ptr", "slopes_ptr", "mass_ptr")
+    prefix = {"TILE_TOKENS": 256, "PAGE_TOKENS": 128, "BLOCK_P": 512}
+    prefix |= {"EPSILON": 1e-6, "LOG_EPSILON": -13.8, "SLACK": 0.01}
+    compile_for(capability, tile_prefixes_kernel, dict.fromkeys(names, "*fp64") | {"first_key_ptr": "*i64"}, prefix)
     types = dict.fromkeys(("k_ptr", "turned_ptr", "offset_ptr", "error_ptr", "scores_ptr"), "*fp32") | {"clip": "fp32"}
     page = {"PAGE_TOKENS": 128, "error_stride": 1} | constants
     turned, keys = ({"BLOCK_W": rows, "IS_TURNED": rows == 32} for rows in (32, 128))

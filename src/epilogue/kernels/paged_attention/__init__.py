@@ -1,7 +1,7 @@
 """Decode over pages of keys and values of one head each, in fp32, bf16, int8 or int4."""
 
 from epilogue.kernels.paged_attention.chunk import largest_of_pages, read_pages, write_chunk
-from epilogue.kernels.paged_attention.chunk_bounds import can_bound, page_scores, tile_exponents
+from epilogue.kernels.paged_attention.chunk_bounds import can_bound, page_scores, tile_exponents, tile_prefixes
 from epilogue.kernels.paged_attention.op import MOST_QUERIES, Backend, paged_attention
 from epilogue.kernels.paged_attention.pages import gather_pages, row_norms, write_pages, write_rows
 from epilogue.kernels.paged_attention.rotation import rotate
@@ -41,6 +41,7 @@ __all__ = [
     "row_norms",
     "take_in",
     "tile_exponents",
+    "tile_prefixes",
     "write_chunk",
     "write_pages",
     "write_rows",

@@ -3,6 +3,7 @@
 Their slow twins are ``model.reach`` and ``model.eviction``, which vouch for the bounds.
 """
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +58,44 @@ def tile_exponents(
         GROUP=num_heads // num_kv_heads, SCALE=scale, ROUNDING=rounding, LEAST=least, num_warps=4,
     )  # fmt: skip
     return at_zero_HN, at_most_HN
+
+
+def tile_prefixes(
+    at_zero_HN: Tensor,
+    at_most_HN: Tensor,
+    largest_HP: Tensor,
+    slopes_H: Tensor,
+    *,
+    start: int,
+    tile_tokens: int,
+    epsilon: float,
+    slack: float,
+) -> tuple[Tensor, Tensor]:
+    """For every tile the longest prefix of pages of which each shorter one, too, may be left out: ``plan_reach``'s end.
+
+    Args:
+        at_zero_HN: fp64, as ``tile_exponents`` gives them.
+        at_most_HN: the same.
+        largest_HP: fp64, of every prefix of pages the largest norm; the last is what ``at_most_HN`` is of.
+        slopes_H: fp64.
+        start: the first query's position.
+        tile_tokens: queries of a tile.
+        epsilon: above 0.
+        slack: nats added to every bound.
+
+    Returns:
+        first_key_HN, int64, and omitted_mass_HN, fp64.
+    """
+    largest_HP, slopes_H = largest_HP.contiguous(), slopes_H.contiguous()
+    num_heads, num_tiles = at_zero_HN.shape
+    first_key_HN = at_zero_HN.new_empty((num_heads, num_tiles), dtype=torch.int64)
+    mass_HN = torch.empty_like(at_zero_HN)
+    _kernel("tile_prefixes_kernel")[(num_tiles, num_heads)](
+        at_zero_HN, at_most_HN, largest_HP, slopes_H, first_key_HN, mass_HN, largest_HP.shape[1], start,
+        TILE_TOKENS=tile_tokens, PAGE_TOKENS=PAGE_TOKENS, EPSILON=epsilon, LOG_EPSILON=math.log(epsilon), SLACK=slack,
+        BLOCK_P=512, num_warps=4,
+    )  # fmt: skip
+    return first_key_HN, mass_HN
 
 
 def page_scores(

@@ -54,6 +54,52 @@ def tile_exponents_kernel(
     tl.store(at_most_ptr + at, tl.where(is_nan, float("nan"), tl.max(at_most_T, 0)))
 
 
+@triton.jit
+def _prefix_bound(
+    pages, zero, most, top, slope, largest_row_ptr, tile_start, is_there,
+    PAGE_TOKENS: tl.constexpr, SLACK: tl.constexpr,
+):  # fmt: skip
+    """Of prefixes that end with these pages: nats of all their keys together, at most."""
+    older = ((pages + 1) * PAGE_TOKENS).to(tl.float64)
+    largest = tl.load(largest_row_ptr + pages, mask=is_there, other=0.0)
+    # Infinite without a slope, where the number of keys is less.
+    tail = tl.minimum(older, 1.0 / (1.0 - tl.exp(-slope)))
+    exponent = zero + (most - zero) * (largest / top)
+    return exponent - slope * (tile_start.to(tl.float64) - older + 1.0) + tl.log(tail) + tl.full([], SLACK, tl.float64)
+
+
+@triton.jit(do_not_specialize=["num_pages", "start"])
+def tile_prefixes_kernel(
+    at_zero_ptr, at_most_ptr, largest_ptr, slopes_ptr, first_key_ptr, mass_ptr, num_pages, start,
+    TILE_TOKENS: tl.constexpr, PAGE_TOKENS: tl.constexpr, BLOCK_P: tl.constexpr,
+    EPSILON: tl.constexpr, LOG_EPSILON: tl.constexpr, SLACK: tl.constexpr,
+):  # fmt: skip
+    """One tile of a head."""
+    tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    at = head * tl.num_programs(0) + tile
+    zero, most, slope = tl.load(at_zero_ptr + at), tl.load(at_most_ptr + at), tl.load(slopes_ptr + head)
+    largest_row_ptr = largest_ptr + head * num_pages
+    top = tl.load(largest_row_ptr + num_pages - 1)
+    tile_start = start + tile * TILE_TOKENS
+    skipped = num_pages
+    for first in range(0, num_pages, BLOCK_P):
+        pages_P = first + tl.arange(0, BLOCK_P)
+        is_there_P = pages_P < num_pages
+        bound_P = _prefix_bound(
+            pages_P, zero, most, top, slope, largest_row_ptr, tile_start, is_there_P, PAGE_TOKENS, SLACK
+        )
+        is_older_P = is_there_P & ((pages_P + 1) * PAGE_TOKENS <= tile_start)
+        may_skip_P = (bound_P <= tl.full([], LOG_EPSILON, tl.float64)) & is_older_P
+        skipped = tl.minimum(skipped, tl.min(tl.where(may_skip_P, num_pages, pages_P), 0))
+    last = tl.maximum(skipped - 1, 0)
+    mass = tl.exp(
+        _prefix_bound(last, zero, most, top, slope, largest_row_ptr, tile_start, last >= 0, PAGE_TOKENS, SLACK)
+    )
+    mass = tl.minimum(mass, tl.full([], EPSILON, tl.float64))
+    tl.store(first_key_ptr + at, skipped.to(tl.int64) * PAGE_TOKENS)
+    tl.store(mass_ptr + at, tl.where(skipped > 0, mass, 0.0))
+
+
 # A row begins at a multiple of HEAD_DIM, which is why no stride is an argument: of one that is not specialised nothing
 # is known, and every number would be loaded by itself.
 @triton.jit(do_not_specialize=["start", "num_tokens"], do_not_specialize_on_alignment=["error_ptr"])
