@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
@@ -48,7 +48,8 @@ class Prefixes:
 
         Of a text only its longest.
         """
-        keys, seen = list(_page_hashes(ids[:-1], [])), set[Text]()
+        # A text is known by all of its pages, so behind the first that nobody has there is none.
+        keys, seen = list(takewhile(self._texts.__contains__, _page_hashes(ids[:-1], []))), set[Text]()
         for num_pages in range(len(keys), 0, -1):
             for text in set(self._texts.get(keys[num_pages - 1], ())) - seen:
                 seen.add(text)
