@@ -168,3 +168,23 @@ def test_a_book_in_chunks_of_many_lengths_stays_fused() -> None:
         attention(q[:, stop - 2_000 : stop], k[:, :stop], v[:, :stop], slopes, scale=0.125)
     scores_bytes = 2 * 2_000 * 65_536 * 4
     assert torch.cuda.max_memory_allocated() - before < scores_bytes // 4
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_schedule_of_many_lengths_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine shapes and more once fell back to FlexAttention's eager form, which holds all scores of a window."""
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    real_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: real_compile(function, backend=backend, **how))
+    flex._compiled_flex_attention.cache_clear()
+    attend = flex._compiled_flex_attention(dynamic=False)
+    flex._compiled_flex_attention.cache_clear()
+    for tokens in range(1, 12):
+        x_BHTD = torch.randn(1, 2, tokens, 16)
+        attend(x_BHTD, x_BHTD, x_BHTD, block_mask=flex._causal_blocks(tokens, tokens, torch.device("cpu"))[0])
+    assert len(compiled) == 11

@@ -13,6 +13,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from epilogue.kernels.attention.block_tables import BLOCK_TOKENS, BlockTables
 
+_MOST_SHAPES = 64
+
 
 @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
 def attention_flex(
@@ -65,8 +67,13 @@ def _kernel_options(device: torch.device) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=2)
 def _compiled_flex_attention(*, dynamic: bool) -> Any:
-    """Training repeats one shape, for which a kernel of its own pays; reading meets a new one with every chunk."""
-    return torch.compile(flex_attention, dynamic=dynamic)
+    """Training repeats one shape, for which a kernel of its own pays; reading meets a new one with every chunk.
+
+    Each shape counts, with documents and without, trained and evaluated, so a schedule of lengths goes beyond the limit
+    of 8. What would run there instead holds all scores at once, hence no falling back either.
+    """
+    torch._dynamo.config.recompile_limit = max(_MOST_SHAPES, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, dynamic=dynamic, fullgraph=True)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
