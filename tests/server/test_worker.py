@@ -1,10 +1,13 @@
 """What the worker promises whoever shares it: nobody waits for ever, nobody hears of another, no page is lost."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from epilogue.engine import Engine
+from epilogue.engine.suffix_automaton import SuffixAutomaton
 from epilogue.errors import CapacityError
 from epilogue.server import QueueFullError, Worker
 from epilogue.server.protocol import Begun, Done, Ended, Failed, Piece, Reading
@@ -207,3 +210,34 @@ def test_stopping_ends_every_request(make_engine: Callable[..., Engine], tokeniz
     with pytest.raises(QueueFullError):
         worker.submit(asked(), Heard())
     assert worker.engine.pages.num_held == 0
+
+
+def test_texts_that_rest_keep_no_drafts(work: Callable[..., Worker]) -> None:
+    """Drafts take some 450 bytes a token, and no later request uses those of a text on the shelf."""
+    worker = work(engine={"num_pages": 20_000}, most_books=2)
+
+    def num_drafted() -> int:
+        gc.collect()
+        return sum(len(x.ids) for x in gc.get_objects() if type(x) is SuffixAutomaton)
+
+    before = num_drafted()
+    for _ in range(2):
+        listeners = [Heard() for _ in range(32)]
+        for seed, listener in enumerate(listeners):
+            worker.submit(asked(f"{seed % 4} " + PROMPT * 5, seed=seed, tokens=30), listener)
+        for listener in listeners:
+            listener.wait(Done)
+        assert worker.num_books > 0
+        assert worker.ask(num_drafted).result() == before
+
+
+def test_a_text_that_rests_keeps_its_own_logits_and_no_other_texts(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    text = engine.open_book([1, 2, 3])
+    assert text.logits_V is not None
+    wide_TV = torch.stack([text.logits_V] * 16)
+    text.logits_V = wide_TV[3]
+    text.set_aside()
+    assert torch.equal(text.logits_V, wide_TV[3])
+    assert text.logits_V.untyped_storage().nbytes() == text.logits_V.nbytes
+    engine.close(text)

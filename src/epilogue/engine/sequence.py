@@ -63,6 +63,16 @@ class Sequence:
         self.draft, self.ahead = [], []
         self.logits_V = None
 
+    def set_aside(self) -> None:
+        """Keep only what other texts and a state on disk can have of this one: ids, pages, and what comes next.
+
+        A row of logits is one of a whole pass's, which it keeps; drafts take some 450 bytes a token. If this text is
+        written on all the same, its drafts begin anew.
+        """
+        self.draft, self.ahead, self.drafts = [], [], Drafts()
+        if self.logits_V is not None:
+            self.logits_V = self.logits_V.clone()
+
     def check_open(self) -> None:
         """Refuse to go on with a closed text.
 

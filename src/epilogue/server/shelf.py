@@ -224,6 +224,7 @@ class Shelf:
         return book
 
     def _put(self, book: Book, text: Sequence) -> None:
+        text.set_aside()
         book.ids, book.used_at = text.ids, datetime.now()
         book.forms.append(text)
         self._idle[text] = book
