@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from epilogue.engine import PAGE_TOKENS, Engine, Library
 from epilogue.server.admission import Admission
+from epilogue.server.free_memory import GiveBack
 from epilogue.server.job import Job, Listener
 from epilogue.server.known_scores import KnownScores
 from epilogue.server.protocol import Generation, QueueFullError
@@ -180,10 +181,12 @@ class Worker:
             return [*self._active, *self._waiting]
 
     def _run(self) -> None:
+        give_back = GiveBack()
         try:
             while self._wait_for_work():
                 self._take_up()
                 self._round()
+                give_back.if_due()
         finally:
             # Also if this thread fails by a mistake of its own: nobody may wait for an answer that will not come.
             self._is_closed = self._is_stopping = True
