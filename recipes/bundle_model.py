@@ -1,6 +1,6 @@
 """Put a trained checkpoint into the package as its bundled model: bf16 weights, tokenizer, the card beside this file.
 
-python recipes/bundle_model.py runs/epilogue-tiny-64k/step-0000140
+python recipes/bundle_model.py runs/epilogue-tiny-long/step-0001100
 """
 
 import sys
