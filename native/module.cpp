@@ -10,12 +10,20 @@
 
 #include "few_row_linear.hpp"
 #include "huge_pages.hpp"
+#include "prefill.hpp"
 #include "quant_linear.hpp"
 
 namespace epilogue {
 
-#ifdef EPILOGUE_X86
 namespace {
+
+template <class Float>
+Heads<Float> heads_of(nb::tuple x) {
+    const auto stride = [&](int i) { return nb::cast<std::int64_t>(x[i]); };
+    return {at<Float>(x[0]), stride(1), stride(2), stride(3)};
+}
+
+#ifdef EPILOGUE_X86
 
 // Not every compiler knows it by name.
 bool has_avxvnni() {
@@ -23,8 +31,9 @@ bool has_avxvnni() {
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 
-}  // namespace
 #endif
+
+}  // namespace
 
 const Kernels* choose_kernels(const char* name) {
     const bool any = *name == 0;
@@ -120,6 +129,17 @@ NB_MODULE(_native, m) {
         if (!can_write(d)) return false;
         reach_decode(d, kernels);
         return true;
+    });
+    m.def("prefill", [](nb::tuple q, nb::tuple k, nb::tuple v, nb::tuple out, std::uintptr_t slopes, nb::tuple first_key,
+                        std::uintptr_t document_start, nb::tuple sizes, double scale, int threads, const char* name) {
+        const auto size = [&](int i) { return nb::cast<std::int64_t>(sizes[i]); };
+        const Prefill p{heads_of<const float>(q), heads_of<const float>(k), heads_of<const float>(v),
+                        heads_of<float>(out), at<const float>(slopes), at<const std::int64_t>(first_key[0]),
+                        at<const std::int64_t>(document_start), size(0), size(1), size(2), size(3), size(4),
+                        nb::cast<std::int64_t>(first_key[1]), int(size(5)), float(scale), threads};
+        const Kernels& kernels = kernels_named(name);
+        nb::gil_scoped_release release;
+        prefill(p, kernels);
     });
     m.def("prefer_huge_pages", [](std::uintptr_t data, std::int64_t bytes) {
         nb::gil_scoped_release release;
