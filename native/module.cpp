@@ -30,7 +30,6 @@ bool has_avxvnni() {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
-
 #endif
 
 }  // namespace
