@@ -125,6 +125,9 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avxvnni;  // avx2 with products of bytes for quantised weights
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512vnni;
+#ifdef EPILOGUE_AMX
+extern const Kernels kernels_amx;  // avx512vnni with tiles of bf16 numbers for many queries
+#endif
 #endif
 
 // The best that this processor has, or the one named; null if it has none of that name.

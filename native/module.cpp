@@ -4,6 +4,10 @@
 #ifdef EPILOGUE_X86
 #include <cpuid.h>
 #endif
+#ifdef EPILOGUE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstring>
 #include <stdexcept>
@@ -32,6 +36,16 @@ bool has_avxvnni() {
 }
 #endif
 
+#ifdef EPILOGUE_AMX
+// Linux gives tiles to a process that asks for them; without AMX, or on an older system, it refuses.
+bool may_use_tiles() {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 22 & 1)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
 }  // namespace
 
 const Kernels* choose_kernels(const char* name) {
@@ -42,7 +56,11 @@ const Kernels* choose_kernels(const char* name) {
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512vnni") && is("avx512vnni")) return &kernels_avx512vnni;
+    const bool has_avx512vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+#ifdef EPILOGUE_AMX
+    if (has_avx512vnni && is("amx") && may_use_tiles()) return &kernels_amx;
+#endif
+    if (has_avx512vnni && is("avx512vnni")) return &kernels_avx512vnni;
     if (has_avx512 && is("avx512")) return &kernels_avx512;
     if (has_avx2 && has_avxvnni() && is("avxvnni")) return &kernels_avxvnni;
     if (has_avx2 && is("avx2")) return &kernels_avx2;

@@ -13,7 +13,7 @@ namespace epilogue {
 namespace {
 
 // A longer run reads its keys less often, and has more queries in the second cache.
-constexpr std::int64_t kMostQueries = 512, kFewestQueries = 64, kPiecesPerThread = 4, kCacheLine = 64;
+constexpr std::int64_t kMostQueries = 1024, kFewestQueries = 64, kPiecesPerThread = 2, kCacheLine = 64;
 
 struct Piece {
     std::int64_t sequence, head, start, stop, cost;

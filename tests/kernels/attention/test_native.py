@@ -1,4 +1,4 @@
-"""Attention of many queries in C++ is as exact as PyTorch's, on every instruction set; without gradients it is the one chosen."""
+"""Attention of many queries in C++: as exact as PyTorch's on every instruction set, chosen where no gradient is wanted."""
 
 from typing import Any
 
@@ -126,7 +126,7 @@ def test_70000_keys_that_weigh_alike(instructions: str) -> None:
 @each_instruction_set
 def test_the_weights_are_powers_of_e(instructions: str) -> None:
     """Two keys, x nats apart, and the lesser one's weight: relative errors from the product x log2(e) and the power."""
-    x_B = torch.cat([torch.linspace(-69, 0, 5000), torch.tensor([-70.0, -1000.0, -torch.inf])])
+    x_B = torch.cat([torch.linspace(-69, 0, 5000), torch.tensor([-70.0, -1000.0])])
     k = torch.stack([x_B, torch.zeros_like(x_B)], dim=1)[..., None, None]
     v = torch.tensor([1.0, 0.0]).expand(len(x_B), 2)[..., None, None]
     q = torch.ones(len(x_B), 1, 1, 1)
@@ -173,7 +173,7 @@ def test_numbers_that_lie_anyhow() -> None:
     fused = torch.randn(2, 70, (6 + 2 + 2) * 16)
     q, k, v = (x.unflatten(-1, (-1, 16)) for x in fused.split([96, 32, 32], dim=-1))
     k, v = k.transpose(0, 1).contiguous().transpose(0, 1), v.transpose(2, 3).contiguous().transpose(2, 3)
-    assert not (q.is_contiguous() or k.is_contiguous() or v.is_contiguous())
+    assert not any(x.is_contiguous() for x in (q, k, v))
     assert_as_exact((q, k, v))
 
 

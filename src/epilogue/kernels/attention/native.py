@@ -68,5 +68,6 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _place(x: Tensor) -> tuple[int, int, int, int]:
+def _place(x: Tensor) -> tuple[int, ...]:
+    """Its address, and how far apart sequences, tokens and heads lie."""
     return x.data_ptr(), *x.stride()[:3]
