@@ -1,4 +1,4 @@
-"""Attention of many queries in C++: as exact as PyTorch's on every instruction set, chosen where no gradient is wanted."""
+"""Attention of many queries in C++: as exact as PyTorch's, on every instruction set, and chosen without gradients."""
 
 from typing import Any
 
