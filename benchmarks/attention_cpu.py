@@ -3,13 +3,14 @@
     python -m benchmarks.attention_cpu
 
 Rows: the extension's instruction sets; the `cpu` backend (PyTorch's fused kernel, tile by tile under a bias); that kernel
-alone, without bias or causality, as the ceiling of what it could do. FLOP are those of the pairs that count. Errors are the
-root mean square against fp64 over the largest element, on the shortest past.
+alone, without bias or causality, as the ceiling of what it could do. FLOP are those of the pairs that count. Errors are
+the root mean square against fp64 over the largest element, on the shortest past.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def _runs(q: Tensor, k: Tensor, v: Tensor, slopes_H: Tensor) -> dict[str, Callab
     }
     for name in ("portable", "avx2", "avx512", "amx"):
         if _has(name):
-            runs[name] = lambda name=name: attention_native(q, k, v, slopes_H, instructions=name, **options)  # type: ignore[misc]
+            runs[name] = partial(attention_native, q, k, v, slopes_H, instructions=name, **options)
     return runs
 
 

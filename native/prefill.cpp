@@ -68,6 +68,7 @@ void run(const Prefill& p, const Piece& piece, const Kernels& kernels) {
     s.k = p.k.at(b, 0, kv), s.k_stride = p.k.token;
     s.v = p.v.at(b, 0, kv), s.v_stride = p.v.token;
     s.out = p.out.at(b, piece.start, h), s.out_stride = p.out.token;
+    s.pages = p.pages == nullptr ? nullptr : p.pages + kv * p.pages_stride;
     s.count = piece.stop - piece.start;
     s.position = p.num_keys - p.num_queries + piece.start;
     s.first_key = first;

@@ -16,6 +16,8 @@ struct Heads {
 struct Prefill {
     Heads<const float> q, k, v;
     Heads<float> out;
+    const std::int64_t* pages;           // [num_kv_heads, pages_stride], or null: Queries::pages; no page is there if it is -1
+    std::int64_t pages_stride;
     const float* slopes;                 // [H]
     const std::int64_t* first_key;       // [H, tiles], or null
     const std::int64_t* document_start;  // [B, T], or null

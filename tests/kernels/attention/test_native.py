@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from epilogue.kernels.attention import attention, op
+from epilogue.kernels.attention import attention, attention_over_pages, op, reads_pages
 from epilogue.kernels.attention.native import attention_native
 from epilogue.model import alibi_slopes
 from kernels.attention.exactness import (
@@ -167,6 +167,24 @@ def test_a_query_does_not_depend_on_others_nor_on_threads() -> None:
         q[:, 256:], k[:, 128:], v[:, 128:], slopes, scale=0.25, first_key_HN=edges[:, 1:] - 128
     )  # fmt: skip
     assert torch.equal(whole[:, 256:], cut)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_keys_that_stay_on_their_pages(kv_heads: int) -> None:
+    """To the bit as gathered ones, whatever stands on pages that are nobody's and where the plan does not look."""
+    q, k, v = random_inputs(300, 1000, heads=4, kv_heads=kv_heads, head_dim=24)
+    edges = torch.tensor([[256, 512], [128, 512], [512, 512], [128, 256]])
+    padded = [torch.nn.functional.pad(x[0], (0, 0, 0, 0, 0, 24), value=torch.nan) for x in (k, v)]
+    ids_KP = 1 + torch.randperm(kv_heads * 8).view(kv_heads, 8)
+    pools = [torch.full((2 + kv_heads * 8, 128, 24), torch.nan) for _ in padded]
+    for pool, x_SKD in zip(pools, padded, strict=True):
+        pool[ids_KP] = x_SKD.transpose(0, 1).unflatten(1, (8, 128))
+    ids_KP[:, 0] = -1
+    assert reads_pages(q[0], pools[0])
+    ours = attention_over_pages(
+        q[0], *pools, ids_KP, alibi_slopes(4), num_keys=1000, scale=0.25, first_key_HN=edges
+    )  # fmt: skip
+    assert torch.equal(ours, attention_native(q, k, v, alibi_slopes(4), scale=0.25, first_key_HN=edges)[0])
 
 
 def test_numbers_that_lie_anyhow() -> None:

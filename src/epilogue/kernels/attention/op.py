@@ -9,7 +9,7 @@ from torch import Tensor
 from epilogue.kernels.attention.cpu import attention_cpu
 from epilogue.kernels.attention.flex import attention_flex
 from epilogue.kernels.attention.hopper import attention_hopper, can_attend
-from epilogue.kernels.attention.native import attention_native, runs_natively
+from epilogue.kernels.attention.native import FEW_QUERIES, attention_native, runs_natively
 from epilogue.kernels.attention.reference import attention_reference
 from epilogue.kernels.attention.tiles import TILE_TOKENS
 
@@ -21,8 +21,7 @@ _BACKENDS: dict[Backend, Callable[..., Tensor]] = {
     "flex": attention_flex,
     "hopper": attention_hopper,
 }
-# Up to this many queries an accelerator does better with two plain products than with a compiled tile kernel, and a CPU
-# without vectors of queries.
+# Up to this many queries an accelerator does better with two plain products than with a compiled tile kernel.
 _FEW_QUERIES = 16
 
 
@@ -71,7 +70,7 @@ def attention(
 
 def _choose(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT: Tensor | None) -> Backend:
     if q_BTHD.device.type == "cpu":
-        return "native" if q_BTHD.shape[1] > _FEW_QUERIES and runs_natively(q_BTHD, k_BSKD, v_BSKD) else "cpu"
+        return "native" if q_BTHD.shape[1] > FEW_QUERIES and runs_natively(q_BTHD, k_BSKD, v_BSKD) else "cpu"
     if q_BTHD.device.type == "cuda" and q_BTHD.shape[1] > _FEW_QUERIES and q_BTHD.dtype != torch.float64:
         return "hopper" if can_attend(q_BTHD, k_BSKD, v_BSKD, document_start_BT) else "flex"
     return "reference"
