@@ -2,9 +2,9 @@
 
     python -m benchmarks.attention_cpu
 
-Rows: the extension's instruction sets; the `cpu` backend (PyTorch's fused kernel, tile by tile under a bias); that kernel
-alone, without bias or causality, as the ceiling of what it could do. FLOP are those of the pairs that count. Errors are
-the root mean square against fp64 over the largest element, on the shortest past.
+Rows: the extension's instruction sets; the `cpu` backend (PyTorch's fused kernel, tile by tile under a bias); that
+kernel alone, without bias or causality, as the ceiling of what it could do. FLOP are those of the pairs that count.
+Errors are the root mean square against fp64 over the largest element, on the shortest past.
 """
 
 import argparse
