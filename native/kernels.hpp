@@ -86,9 +86,30 @@ struct QuantRows {
     bool is_added;   // to what y holds
 };
 
+// Neighbouring queries of one head, fp32, and what they see; strides are in floats, from one token to the next.
+struct Queries {
+    const float *q, *k, *v;
+    float* out;
+    std::int64_t q_stride, k_stride, v_stride, out_stride;
+    const std::int64_t* pages;        // where each page of keys and values is, in pages; null: one after the other
+    std::int64_t count;
+    std::int64_t position;            // of the first query: it sees no key behind its own position
+    const std::int64_t* first_key;    // [count]: the oldest key that each sees, at most its own position
+    int head_dim;
+    float slope, scale;
+    float* buffer;                    // prefill_floats(count, head_dim) to work in, on a cache line
+
+    // Of the page that begins at key `start`.
+    std::int64_t place(std::int64_t start) const { return pages == nullptr ? start : pages[start / kPageTokens] * kPageTokens; }
+    const float* keys_from(std::int64_t start) const { return k + place(start) * k_stride; }
+    const float* values_from(std::int64_t start) const { return v + place(start) * v_stride; }
+};
+
 struct Kernels {
     const char* name;
     float (*dot)(const float* a, const float* b, int n);
+    std::int64_t (*prefill_floats)(std::int64_t count, int head_dim);
+    void (*prefill)(const Queries& queries);
     void (*attend)(const Stretch& stretch);
     void (*linear)(const Linear& linear, std::int64_t first, std::int64_t stop);  // outputs [first, stop)
     void (*norm)(const Norm& norm, const float* x, float* y);  // of one row
@@ -110,6 +131,9 @@ extern const Kernels kernels_avx2;
 extern const Kernels kernels_avxvnni;  // avx2 with products of bytes for quantised weights
 extern const Kernels kernels_avx512;
 extern const Kernels kernels_avx512vnni;
+#ifdef EPILOGUE_AMX
+extern const Kernels kernels_amx;  // avx512vnni with tiles of bf16 numbers for many queries
+#endif
 #endif
 
 // The best that this processor has, or the one named; null if it has none of that name.

@@ -4,27 +4,49 @@
 #ifdef EPILOGUE_X86
 #include <cpuid.h>
 #endif
+#ifdef EPILOGUE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <cstring>
 #include <stdexcept>
 
 #include "few_row_linear.hpp"
 #include "huge_pages.hpp"
+#include "prefill.hpp"
 #include "quant_linear.hpp"
 
 namespace epilogue {
 
-#ifdef EPILOGUE_X86
 namespace {
+
+template <class Float>
+Heads<Float> heads_of(nb::tuple x) {
+    const auto stride = [&](int i) { return nb::cast<std::int64_t>(x[i]); };
+    return {at<Float>(x[0]), stride(1), stride(2), stride(3)};
+}
+
+#ifdef EPILOGUE_X86
 
 // Not every compiler knows it by name.
 bool has_avxvnni() {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
+#endif
+
+#ifdef EPILOGUE_AMX
+// Linux gives tiles to a process that asks for them; without AMX, or on an older system, it refuses.
+bool may_use_tiles() {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 24 & 1) || !(d >> 22 & 1)) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 }  // namespace
-#endif
 
 const Kernels* choose_kernels(const char* name) {
     const bool any = *name == 0;
@@ -34,7 +56,11 @@ const Kernels* choose_kernels(const char* name) {
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (has_avx512 && __builtin_cpu_supports("avx512vnni") && is("avx512vnni")) return &kernels_avx512vnni;
+    const bool has_avx512vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
+#ifdef EPILOGUE_AMX
+    if (has_avx512vnni && is("amx") && may_use_tiles()) return &kernels_amx;
+#endif
+    if (has_avx512vnni && is("avx512vnni")) return &kernels_avx512vnni;
     if (has_avx512 && is("avx512")) return &kernels_avx512;
     if (has_avx2 && has_avxvnni() && is("avxvnni")) return &kernels_avxvnni;
     if (has_avx2 && is("avx2")) return &kernels_avx2;
@@ -120,6 +146,19 @@ NB_MODULE(_native, m) {
         if (!can_write(d)) return false;
         reach_decode(d, kernels);
         return true;
+    });
+    m.def("prefill", [](nb::tuple q, nb::tuple k, nb::tuple v, nb::tuple out, nb::tuple pages, std::uintptr_t slopes,
+                        nb::tuple first_key, std::uintptr_t document_start, nb::tuple sizes, double scale, int threads,
+                        const char* name) {
+        const auto size = [&](int i) { return nb::cast<std::int64_t>(sizes[i]); };
+        const Prefill p{heads_of<const float>(q), heads_of<const float>(k), heads_of<const float>(v),
+                        heads_of<float>(out), at<const std::int64_t>(pages[0]), nb::cast<std::int64_t>(pages[1]),
+                        at<const float>(slopes), at<const std::int64_t>(first_key[0]),
+                        at<const std::int64_t>(document_start), size(0), size(1), size(2), size(3), size(4),
+                        nb::cast<std::int64_t>(first_key[1]), int(size(5)), float(scale), threads};
+        const Kernels& kernels = kernels_named(name);
+        nb::gil_scoped_release release;
+        prefill(p, kernels);
     });
     m.def("prefer_huge_pages", [](std::uintptr_t data, std::int64_t bytes) {
         nb::gil_scoped_release release;

@@ -20,5 +20,9 @@ def _runs(name: str) -> bool:
 
 each_instruction_set = pytest.mark.parametrize(
     "instructions",
-    [name for name in ("portable", "avx2", "avxvnni", "avx512", "avx512vnni") if native_is_available() and _runs(name)],
+    [
+        name
+        for name in ("portable", "avx2", "avxvnni", "avx512", "avx512vnni", "amx")
+        if native_is_available() and _runs(name)
+    ],
 )

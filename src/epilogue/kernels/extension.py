@@ -26,6 +26,6 @@ def native_is_available() -> bool:
 
 
 def native_instructions() -> str | None:
-    """The instruction set that it runs here: portable, avx2, avxvnni, avx512 or avx512vnni. None without it."""
+    """The instruction set that it runs here: portable, avx2, avxvnni, avx512, avx512vnni or amx. None without it."""
     module = native_module()
     return None if module is None else str(module.kernels(""))

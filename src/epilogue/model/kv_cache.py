@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import Tensor
 
-from epilogue.kernels.attention import Backend, attention
+from epilogue.kernels.attention import Backend, attention, attention_over_pages, reads_pages
 from epilogue.kernels.paged_attention import (
     MOST_QUERIES,
     PAGE_TOKENS,
@@ -243,9 +243,14 @@ def _read(
     scale: float,
     backend: Backend | None,
 ) -> Tensor:
-    """Many tokens of one sequence: neighbouring heads with one edge are gathered and go through attention together."""
+    """Many tokens of one sequence: from the pages where they lie, or gathered for neighbouring heads with one edge."""
     # Where another head's page was evicted nothing is read: the plan visits only pages that are live.
     ids_KP = placed.ids_LKP[layer]
+    if backend is None and reads_pages(q_THD, pool.keys.data_PWD):
+        return attention_over_pages(
+            q_THD, pool.keys.data_PWD, pool.values.data_PWD, ids_KP, slopes_H,
+            num_keys=plan.num_keys, scale=scale, first_key_HN=plan.first_key_HN,
+        )  # fmt: skip
     group = q_THD.shape[1] // len(ids_KP)
     first_page_K = _first_pages(plan, len(ids_KP))
     edges = _edges(placed, layer, first_page_K)

@@ -9,13 +9,15 @@ from torch import Tensor
 from epilogue.kernels.attention.cpu import attention_cpu
 from epilogue.kernels.attention.flex import attention_flex
 from epilogue.kernels.attention.hopper import attention_hopper, can_attend
+from epilogue.kernels.attention.native import FEW_QUERIES, attention_native, runs_natively
 from epilogue.kernels.attention.reference import attention_reference
 from epilogue.kernels.attention.tiles import TILE_TOKENS
 
-Backend = Literal["reference", "cpu", "flex", "hopper"]
+Backend = Literal["reference", "cpu", "native", "flex", "hopper"]
 _BACKENDS: dict[Backend, Callable[..., Tensor]] = {
     "reference": attention_reference,
     "cpu": attention_cpu,
+    "native": attention_native,
     "flex": attention_flex,
     "hopper": attention_hopper,
 }
@@ -68,7 +70,7 @@ def attention(
 
 def _choose(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT: Tensor | None) -> Backend:
     if q_BTHD.device.type == "cpu":
-        return "cpu"
+        return "native" if q_BTHD.shape[1] > FEW_QUERIES and runs_natively(q_BTHD, k_BSKD, v_BSKD) else "cpu"
     if q_BTHD.device.type == "cuda" and q_BTHD.shape[1] > _FEW_QUERIES and q_BTHD.dtype != torch.float64:
         return "hopper" if can_attend(q_BTHD, k_BSKD, v_BSKD, document_start_BT) else "flex"
     return "reference"
