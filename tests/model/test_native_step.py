@@ -111,26 +111,36 @@ class Texts:
         return logits_RV
 
 
-def check(model: MPT, lengths: list[int], counts: list[int], storage: Storage = "float32") -> None:
-    """The extension and the model on copies of the same pages."""
+def check(model: MPT, lengths: list[int], counts: list[int], storage: Storage = "float32", *, draws: int = 1) -> None:
+    """The extension and the model on copies of the same pages; errors are of all draws together."""
+    if storage == "float32":
+        found = [_logits(model, lengths, counts, storage) for _ in range(draws)]
+        assert_within_twice_the_error(*([torch.cat(which)] for which in zip(*found, strict=True)))
+    else:
+        # A number on the edge between two codes may get either of them.
+        ours, theirs, _ = _logits(model, lengths, counts, storage)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+
+
+def _logits(model: MPT, lengths: list[int], counts: list[int], storage: Storage) -> tuple[Tensor, Tensor, Tensor]:
+    """The extension's, the model's, and those in fp64 for fp32 pages; what else a step leaves behind is compared."""
     texts = Texts(model, lengths, storage, with_bounds=True)
     twin = copy.deepcopy(texts)
     ids = torch.randint(model.config.vocab_size, (sum(counts),)).tolist()
     ours, theirs = texts.step(counts, ids), twin.run(counts, ids)
+    exact = copy.deepcopy(twin)
+    truth = theirs
     if storage == "float32":
-        exact = copy.deepcopy(twin)
         exact.model = copy.deepcopy(model).double()
         for pages in (exact.pool.keys, exact.pool.values):
             assert pages.data_PWD.dtype == torch.float32
-        assert_within_twice_the_error([ours], [theirs], [exact.run(counts, ids)])
-    else:
-        # A number on the edge between two codes may get either of them.
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 * float(theirs.abs().max()))
+        truth = exact.run(counts, ids)
     for a, b, reads, others in zip(texts.tables, twin.tables, texts.reads, twin.reads, strict=True):
         torch.testing.assert_close(a.norms_LKP, b.norms_LKP, rtol=2e-2, atol=0)
         torch.testing.assert_close(a.scores_LHP, b.scores_LHP, rtol=2e-2, atol=1e-6)
         assert torch.equal(reads.dense_H, others.dense_H)
         assert torch.equal(reads.visited_H, others.visited_H)
+    return ours, theirs, truth
 
 
 heads_and_kinds = st.sampled_from(
@@ -191,11 +201,12 @@ def test_codes_as_exact_as_the_model(
     bits: int, group_size: int, width: int, has_order: bool, scale_dtype: torch.dtype, no_bias: bool,
     lengths: list[int], extra: int,
 ) -> None:  # fmt: skip
-    torch.manual_seed(100 + extra)  # by chance 1 draw in 30 is past twice the error (docs/log.md, 2026-11-25)
+    torch.manual_seed(extra)
     model = make_quantised(
         bits, group_size, has_order=has_order, scale_dtype=scale_dtype, no_bias=no_bias, d_model=width
     )
-    check(model, lengths, [1 + extra] + [1] * (len(lengths) - 1))
+    # The largest of few errors is a matter of luck.
+    check(model, lengths, [1 + extra] + [1] * (len(lengths) - 1), draws=8)
 
 
 def test_a_coded_head_is_the_models() -> None:

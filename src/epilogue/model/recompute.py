@@ -63,7 +63,7 @@ class _Block(torch.autograd.Function):
         ctx.parts, ctx.how, ctx.surroundings = parts, how, _Surroundings.now(x_BTC.device, draws=parts.draws)
         qkv = parts.project(x_BTC)
         ctx.kept = _KeptAttention(parts.attend, qkv) if how.keeps_attention else None
-        o_BTHD = parts.attend(*qkv) if ctx.kept is None else ctx.kept.o_BTHD.detach()
+        o_BTHD = _attend_as_again(parts, qkv) if ctx.kept is None else ctx.kept.o_BTHD.detach()
         del qkv
         joined_BTC = parts.join(x_BTC, o_BTHD)
         ctx.save_for_backward(x_BTC)
@@ -87,6 +87,12 @@ class _Block(torch.autograd.Function):
                 grad_x, grad_o = total.take(joined_BTC, (x_BTC, o_BTHD), grad_joined_BTC)
                 grad_x = grad_x + total.take(qkv, (x_BTC,), kept.backward(qkv, grad_o))[0]
         return grad_x, None, None, *total.gradients()
+
+
+def _attend_as_again(parts: BlockParts, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Marked as what gets gradients, so that the kernel is chosen that runs again on the way back: another one rounds
+    otherwise than what is differentiated. Nothing is kept."""
+    return parts.attend(*(x.detach().requires_grad_() for x in qkv))
 
 
 def _tiles(x_BTC: Tensor, how: Recompute) -> list[slice]:

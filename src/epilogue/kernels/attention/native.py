@@ -14,8 +14,8 @@ FEW_QUERIES = 16
 
 
 def runs_natively(*inputs: Tensor) -> bool:
-    """Whether the extension is there and these are fp32 or bf16 tensors of which no gradient is wanted."""
-    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    """Whether the extension is there and these are fp32 or bf16 tensors of which no gradient is or will be wanted."""
+    wants_gradient = any(x.requires_grad for x in inputs)
     return not wants_gradient and inputs[0].dtype in (torch.float32, torch.bfloat16) and native_is_available()
 
 
