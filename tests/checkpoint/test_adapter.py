@@ -57,6 +57,7 @@ def test_a_fresh_adapter_changes_nothing(base: Path) -> None:
         wanted = plain(IDS)
         add_adapters(plain, rank=4, alpha=8, targets=["Wqkv"])
         assert torch.equal(plain(IDS), wanted)
+    assert_close(plain(IDS), wanted)
     assert [name.split(".")[-1] for name, p in plain.named_parameters() if p.requires_grad] == ["down", "up"] * 2
 
 
