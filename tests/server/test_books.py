@@ -126,6 +126,46 @@ def test_a_state_that_is_written_but_not_yet_seen_to_is_its_books(
         assert [book["id"] for book in listed(client)] == [row["id"]]
 
 
+def test_a_state_that_is_written_while_its_book_is_put_back_replaces_the_one_before(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before is gone then; the shelf once took that for somebody's doing, and kept two of one book."""
+
+    def read_until_it_is_written(shelf: Shelf, text: Any, **more: Any) -> None:
+        note_read(shelf, text, **more)
+        for book in shelf._books.values():
+            if book.saving:
+                book.saving.result()
+
+    note_read = Shelf.note_read
+    with start() as client:
+        ask(client, BOOK[:3000])
+        client.post(f"{BOOKS}/{listed(client)[0]['id']}/save")
+        with monkeypatch.context() as patch:
+            patch.setattr(Shelf, "has_news", False)
+            patch.setattr(Shelf, "note_read", read_until_it_is_written)
+            ask(client, BOOK)
+        client.worker.ask(client.worker.shelf.settle).result()
+        (state,) = states(tmp_path)
+    assert states(tmp_path) == [state], "what was on disk was written again"
+
+
+def test_a_state_that_is_replaced_while_it_is_opened_is_of_the_same_book(
+    start: Start, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with start() as client:
+        ask(client, BOOK[:3000])
+        (row,), shelf = listed(client), client.worker.shelf
+        client.post(f"{BOOKS}/{row['id']}/save")
+        found = shelf.library.find(shelf.engine, tokenizer.encode(BOOK[:3000]))
+        ask(client, BOOK)
+        client.post(f"{BOOKS}/{row['id']}/save")
+        assert not found.kept.path.exists()
+        client.worker.ask(lambda: list(shelf.open(found))).result()
+        assert [book["id"] for book in listed(client)] == [row["id"]]
+    assert len(states(tmp_path)) == 1
+
+
 def test_a_book_is_read_ahead_of_time_and_its_progress_told(start: Start, tokenizer: Tokenizer) -> None:
     with start() as client:
         raw = client.post(BOOKS, json={"text": BOOK, "title": "The Pier", "stream": True}).text

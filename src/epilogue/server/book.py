@@ -45,7 +45,7 @@ class Book:
     """Those that are open and in no request, the latest last."""
     kept: Kept | None = None
     kept_ids: Several[int] = ()
-    """What was written to disk last, or is being written."""
+    """The text of its state on disk."""
     saving: "Future[Kept] | None" = None
     saving_id: str = ""
     used_at: datetime = field(default_factory=datetime.now)

@@ -129,11 +129,7 @@ class Shelf:
             except CapacityError:
                 if not self.make_room():
                     raise
-        kept = found.kept
-        # Its file is there before ``settle`` has heard of it.
-        known = [b for b in self._books.values() if kept.id in (b.saving_id, b.kept.id if b.kept else "")]
-        book = known[0] if known else Book(kept.id, kept.header.title if kept.header else "")
-        book.kept, book.kept_ids = kept, text.ids
+        book = self._book_of_state(found.kept, text)
         self._books[book.id] = self._book_of[text] = book
         self._put(book, text)
         self._limit(book)
@@ -188,7 +184,7 @@ class Shelf:
             self.engine.close(snapshot)
             book.saving, book.saving_id = None, ""
             if (error := saving.exception()) is None:
-                book.kept = saving.result()
+                book.kept, book.kept_ids = saving.result(), snapshot.ids
                 if self._books.get(book.id) is not book:  # removed meanwhile
                     book.kept.path.unlink(missing_ok=True)
             elif isinstance(error, EpilogueError):
@@ -221,6 +217,16 @@ class Shelf:
         # By now it may have been removed.
         self._books[book.id] = book
         book.title, book.ids, book.used_at = title or book.title, text.ids, datetime.now()
+        return book
+
+    def _book_of_state(self, kept: Kept, text: Sequence) -> Book:
+        """The book that a state is of; it may have been written, or replaced, since ``settle`` was last here."""
+        title = kept.header.title if kept.header else ""
+        known = [b for b in self._books.values() if kept.id in (b.saving_id, b.kept.id if b.kept else "")]
+        if not known and not kept.path.exists():
+            return self._name(text, title)
+        book = known[0] if known else Book(kept.id, title)
+        book.kept, book.kept_ids = kept, text.ids
         return book
 
     def _put(self, book: Book, text: Sequence) -> None:
@@ -265,7 +271,7 @@ class Shelf:
         common = common_tokens(snapshot.ids, book.kept_ids)
         replaces = None if book.kept is None else Opened(snapshot, book.kept, common)
         title = book.title or (book.kept.header.title if book.kept and book.kept.header else "")
-        book.kept_ids, book.saving_id = snapshot.ids, id_of(self.engine, snapshot)
+        book.saving_id = id_of(self.engine, snapshot)
         saving = book.saving = self._writer.submit(
             library.keep, self.engine, snapshot, title=title, model=self.model_name, replaces=replaces
         )
@@ -286,7 +292,7 @@ class Shelf:
             return BookRow(
                 book.id,
                 book.title,
-                num_tokens=table.num_tokens if table else len(book.kept_ids),
+                num_tokens=table.num_tokens if table else len(book.kept_ids or book.ids),
                 num_bytes=num_bytes,
                 is_in_memory=table is not None,
                 saving_id=book.saving_id,
