@@ -5,8 +5,12 @@ Its block tables are FlexAttention's, whose tests need no accelerator.
 
 import logging
 import sys
-from types import ModuleType
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from epilogue.kernels.attention import attention, hopper, op
 from epilogue.model import alibi_slopes
 from kernels.attention.exactness import assert_within_twice_the_error, random_inputs, random_plan, sdpa
+
+SCORES = "epilogue.kernels.attention.hopper_scores"
 
 
 @pytest.fixture
@@ -24,11 +30,16 @@ def hopper_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def chosen(
-    dtype: torch.dtype = torch.bfloat16, *, head_dim: int = 64, documents: bool = False, training: bool = False
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    head_dim: int = 64,
+    num_keys: int = 300,
+    documents: bool = False,
+    training: bool = False,
 ) -> str:
     """The backend for 300 queries of a GPU; nothing is computed."""
     with FakeTensorMode():
-        q, k, v = (torch.empty(1, 300, 4, head_dim, dtype=dtype, device="cuda") for _ in range(3))
+        q, k, v = (torch.empty(1, n, 4, head_dim, dtype=dtype, device="cuda") for n in (300, num_keys, num_keys))
         starts = torch.zeros(1, 300, dtype=torch.int64, device="cuda") if documents else None
         v.requires_grad_(training)
         return op._choose(q, k, v, starts)
@@ -41,6 +52,7 @@ def test_it_reads_what_it_is_made_for() -> None:
         chosen(torch.float32),
         chosen(head_dim=256),
         chosen(head_dim=20),
+        chosen(num_keys=hopper.MOST_KEYS + 1),
         chosen(documents=True),
         chosen(training=True),
     ):
@@ -84,6 +96,61 @@ def test_slopes_are_asked_for_again_when_they_change(monkeypatch: pytest.MonkeyP
         assert hopper._numbers(other) == tuple(x * 1.5 for x in first)
         other.zero_()
         assert hopper._numbers(other) == (0.0,) * 4
+
+
+class Numbers(np.ndarray[Any, Any]):
+    """Whole numbers of the kernel's, with the bits of another type on demand."""
+
+    def bitcast(self, dtype: type) -> np.ndarray[Any, Any]:
+        return self.astype(np.int32).view(np.ndarray).view(dtype)
+
+
+def product_ending_in_a_sum(x: Any, y: Any, z: Any) -> Any:
+    """Rounded once: products of fp32 numbers are fp64 numbers."""
+    return (np.float64(x) * np.float64(y) + np.float64(z)).astype(np.float32)
+
+
+@pytest.fixture
+def add_bias(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The kernel's own function on NumPy's numbers instead of a compiler's."""
+    cute = SimpleNamespace(math=SimpleNamespace(fma=product_ending_in_a_sum))
+    select = {"select_": lambda condition, this, other: this if condition else other}
+    helpers = {"scalar_to_ssa": lambda x, dtype: x, "ssa_to_scalar": lambda x: x}
+    for name, members in {
+        "cutlass": {"Float32": np.float32, "Int32": np.int32, "cute": cute} | select,
+        "flash_attn": {},
+        "flash_attn.cute": {},
+        "flash_attn.cute.utils": helpers,
+    }.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, SCORES, None)  # forgotten behind the test
+    del sys.modules[SCORES]
+    return import_module(SCORES).add_bias  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("heads", "bias_max"), [(1, 8.0), (12, 8.0), (32, 16.0), (5, 9.0)])
+def test_the_bias_falls_by_the_slope_a_token_however_far(
+    add_bias: Callable[..., Any], heads: int, bias_max: float
+) -> None:
+    """But for a number that is the same for all keys of a query."""
+    num_keys, num_queries = hopper.MOST_KEYS, 300
+    slopes = tuple(np.float32(slope) for slope in alibi_slopes(heads, bias_max).tolist())
+    lengths = SimpleNamespace(seqlen_k=num_keys, seqlen_q=num_queries)
+    distances = np.unique(np.concatenate([np.arange(5000), np.geomspace(5000, num_keys - 1, 5000).astype(int)]))
+    for query in (0, num_queries - 1):
+        keys = num_keys - num_queries + query - distances
+        keys = keys[keys >= 0].astype(np.int32).view(Numbers)
+        for head in range(heads):
+            biases = add_bias(
+                np.float32(0), 0, head, q_idx=np.int32(query), kv_idx=keys,
+                seqlen_info=lengths, aux_tensors=(), aux_scalars=slopes,
+            )  # fmt: skip
+            assert biases.dtype == np.float32
+            wanted = -np.float64(slopes[head]) * distances[: len(keys)]
+            off = np.abs((np.float64(biases) - np.float64(biases[0])) - wanted)
+            assert (off <= 2.0**-23 * (np.abs(wanted) + slopes[head])).all()
 
 
 def test_packed_documents_are_refused() -> None:

@@ -53,16 +53,16 @@ def attention_flex(
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
-        kernel_options=_kernel_options(q_BTHD.device) if not is_training else None,
+        kernel_options=_kernel_options(q_BTHD.device),
     )
     return out_BHTD.transpose(1, 2)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=8)
 def _kernel_options(device: torch.device) -> dict[str, Any] | None:
-    """Hopper's copy engine brings keys and values in: 15 % faster on an H200 (benchmarks/results)."""
+    """Hopper's copy engine brings keys and values in: a reading is 15 % faster on an H200 (benchmarks/results)."""
     has_engine = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"USE_TMA": True} if has_engine else None
+    return {"fwd_USE_TMA": True} if has_engine else None
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from epilogue.kernels.attention.block_tables import BLOCK_TOKENS, BlockTables
 
+MOST_KEYS = 2**22
+"""How far ``hopper_scores`` can shift a distance."""
 _MOST_HEADS = 128
 """Slopes are arguments of the kernel, a number a head."""
 _slopes_seen = WeakTensorKeyDictionary()
@@ -28,6 +30,7 @@ def can_attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT
         and q_BTHD.dtype in (torch.bfloat16, torch.float16)
         and q_BTHD.shape[2] <= _MOST_HEADS
         and q_BTHD.shape[3] in range(8, 129, 8)
+        and k_BSKD.shape[1] <= MOST_KEYS
         and not is_training
         and torch.cuda.get_device_capability(q_BTHD.device)[0] == 9
         and is_installed()
@@ -95,6 +98,7 @@ def attention_hopper(
         ),
         aux_scalars=_numbers(slopes_H),
         pack_gqa=False,
+        mma_pv_is_rs=False,  # probabilities by way of shared memory: 614 TFLOP/s against 598 (docs/log.md)
     )[0]
     return out_BTHD
 
