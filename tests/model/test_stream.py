@@ -42,7 +42,7 @@ def test_few_rows_get_the_bits_of_blocks_that_add_at_once(
     assert seen == [True]
 
 
-def test_what_learns_or_has_many_rows_goes_as_tensors() -> None:
+def test_what_learns_or_has_many_rows_on_a_cpu_goes_as_tensors() -> None:
     model = MPT(CONFIG).eval()
     seen: list[bool] = []
     model.transformer.blocks[1].register_forward_hook(lambda _, x, out: seen.append(isinstance(out, torch.Tensor)))

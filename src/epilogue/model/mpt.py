@@ -25,7 +25,7 @@ from epilogue.model.norms import make_norm
 from epilogue.model.past import Lookback, Past
 from epilogue.model.reach import page_norms, plan_reach
 from epilogue.model.recompute import BlockParts, Recompute, run_block
-from epilogue.model.stream import Stream, has_few_rows
+from epilogue.model.stream import Stream, lets_terms_wait
 
 
 class Attention(nn.Module):
@@ -216,7 +216,7 @@ class Transformer(nn.Module):
             share = self.config.embedding_fraction
             x_BTC = x_BTC * share + x_BTC.detach() * (1 - share)
         x_BTC = self.dropout(x_BTC)
-        stream = Stream(x_BTC) if has_few_rows(x_BTC) and not self.training else x_BTC
+        stream = Stream(x_BTC) if lets_terms_wait(x_BTC) and not self.training else x_BTC
         for block in self.blocks:
             stream = block(stream, cache, document_start_BT)
         return stream.normed(self.norm_f)[1] if isinstance(stream, Stream) else self.norm_f(stream)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from epilogue.kernels.few_row_norm import few_row_norm, few_row_sum_norm
+from epilogue.kernels.layer_norm import layer_norm, sum_layer_norm
 from epilogue.model.config import MPTConfig
 
 
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """PyTorch's, through ``kernels.few_row_norm``, which knows a faster way for the few rows of a decode step."""
+    """PyTorch's, through ``kernels.layer_norm``, which knows faster ways on a GPU."""
 
     def forward(  # type: ignore[override]
         self, x_BTC: Tensor, term_BTC: Tensor | None = None
@@ -33,8 +33,8 @@ class LayerNorm(nn.LayerNorm):
         One call for both: hooks on a norm bring its weights in.
         """
         if term_BTC is not None:
-            return few_row_sum_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
-        return few_row_norm(x_BTC, self.weight, self.bias, eps=self.eps)
+            return sum_layer_norm(x_BTC, term_BTC, self.weight, self.bias, eps=self.eps)
+        return layer_norm(x_BTC, self.weight, self.bias, eps=self.eps)
 
 
 def make_norm(config: MPTConfig, width: int) -> nn.Module:

@@ -1,7 +1,8 @@
 """The stream of residuals between the layers of a pass without gradients: who adds what to it, and when.
 
 A quantised layer adds the stream where its product ends. A dense one leaves that to the norm that follows, which on a
-GPU does it by the way: a step of few tokens is bound by its launches. The sum is rounded the same wherever it is made.
+GPU does it by the way: a step of few tokens is bound by its launches, sums of many by what they read and write. The
+sum is rounded the same wherever it is made.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from epilogue.kernels.few_row_norm import MOST_ROWS
+from epilogue.kernels.layer_norm import MOST_ROWS
 from epilogue.kernels.quant_linear import NO_ENDING, Ending
 from epilogue.model.linear import QuantLinear
 from epilogue.model.norms import LayerNorm
@@ -45,6 +46,6 @@ class Stream(NamedTuple):
         return Stream(self.x_BTC, product_BTC) if ending.onto_RO is None else Stream(product_BTC)
 
 
-def has_few_rows(x_BTC: Tensor) -> bool:
-    """Whether terms may wait from block to block: of many rows that would keep memory from being free."""
-    return not torch.is_grad_enabled() and x_BTC.shape[:-1].numel() <= MOST_ROWS
+def lets_terms_wait(x_BTC: Tensor) -> bool:
+    """Whether terms may wait from block to block: on a CPU those of many rows would keep memory for nothing."""
+    return not torch.is_grad_enabled() and (x_BTC.is_cuda or x_BTC.shape[:-1].numel() <= MOST_ROWS)

@@ -1,4 +1,4 @@
-"""Layer norms of few rows: what they mean and which backend runs them."""
+"""Layer norms: what they mean and which backend runs them."""
 
 from importlib import import_module
 from typing import Literal
@@ -11,11 +11,11 @@ from epilogue.kernels.early_launch import allows_early_launch
 
 Backend = Literal["reference", "triton"]
 MOST_ROWS = 16
-"""With more there are programs enough to fill a card, and PyTorch's kernel is as good."""
+"""With more there are programs enough to fill a card, and PyTorch's kernel of the norm alone is as good."""
 MOST_COLUMNS = 16384
 
 
-def few_row_norm(
+def layer_norm(
     x: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, backend: Backend | None = None
 ) -> Tensor:
     """``torch.nn.functional.layer_norm`` over the last axis.
@@ -39,10 +39,12 @@ def few_row_norm(
     return _run(x, None, weight_C, bias_C, eps)[1]
 
 
-def few_row_sum_norm(
+def sum_layer_norm(
     x: Tensor, term: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, eps: float, backend: Backend | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x + term and the norm of that, in one launch where ``few_row_norm`` is one; arguments are as there.
+    """x + term and the norm of that; arguments are as in ``layer_norm``.
+
+    One kernel reads both and writes both, of many rows too: the sum is not read back for its norm.
 
     Args:
         x: [..., C].
@@ -50,21 +52,21 @@ def few_row_sum_norm(
         weight_C: gains.
         bias_C: None for none.
         eps: added to the variance.
-        backend: as ``few_row_norm``.
+        backend: as ``layer_norm``, however many rows there are.
 
     Returns:
         The sum, rounded to the dtype of x, and the norm of the rounded sum.
     """
-    if (backend or _choose(x, weight_C, bias_C)) == "reference" or term.dtype != x.dtype:
+    if (backend or _choose(x, weight_C, bias_C, is_sum=True)) == "reference" or term.dtype != x.dtype:
         total = x + term
-        return total, few_row_norm(total, weight_C, bias_C, eps=eps, backend=backend)
+        return total, layer_norm(total, weight_C, bias_C, eps=eps, backend=backend)
     return _run(x, term, weight_C, bias_C, eps)
 
 
 def _run(x: Tensor, term: Tensor | None, weight_C: Tensor, bias_C: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """The sum, or x where there is no term, and the norm."""
     # Triton comes in with the first call: a machine without an accelerator may lack it.
-    kernel = import_module("epilogue.kernels.few_row_norm.kernel").norm_kernel
+    kernel = import_module("epilogue.kernels.layer_norm.kernel").norm_kernel
     x_RC = x.contiguous().view(-1, x.shape[-1])
     term_RC = x_RC if term is None else term.contiguous().view_as(x_RC)
     sum_RC = x_RC if term is None else torch.empty_like(x_RC)
@@ -79,11 +81,12 @@ def _run(x: Tensor, term: Tensor | None, weight_C: Tensor, bias_C: Tensor | None
     return sum_RC.view_as(x), out_RC.view_as(x)
 
 
-def _choose(x: Tensor, weight_C: Tensor, bias_C: Tensor | None) -> Backend:
-    if torch.is_grad_enabled() or not x.is_cuda:
+def _choose(x: Tensor, weight_C: Tensor, bias_C: Tensor | None, *, is_sum: bool = False) -> Backend:
+    if torch.is_grad_enabled() or not x.is_cuda or not 0 < len(weight_C) <= MOST_COLUMNS:
         return "reference"
-    few = 0 < x.numel() <= MOST_ROWS * weight_C.shape[0] <= MOST_ROWS * MOST_COLUMNS
+    num_rows = x.numel() // len(weight_C)
+    fits = num_rows > 0 and (is_sum or num_rows <= MOST_ROWS)
     same = {x.dtype, weight_C.dtype} | (set() if bias_C is None else {bias_C.dtype}) in (
         {torch.float32}, {torch.bfloat16}, {torch.float16},
     )  # fmt: skip
-    return "triton" if few and same else "reference"
+    return "triton" if fits and same else "reference"
