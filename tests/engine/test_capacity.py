@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from epilogue.engine import Engine, available_bytes
-from epilogue.engine.capacity import pages_that_fit
+from epilogue.engine.capacity import chunk_tokens_for, pages_that_fit
 from epilogue.errors import CapacityError
 from epilogue.model import MPT, page_bytes
 
@@ -28,6 +28,13 @@ def refusal(engine: Engine, num_tokens: int, *, room_tokens: int = 0) -> str:
 
 def fit_in(message: str) -> int:
     return int(re.search(r"([\d,]+) tokens would fit", message)[1].replace(",", ""))
+
+
+def test_chunks_are_longer_where_they_take_little_of_a_gpu(tiny_mpt) -> None:
+    model = tiny_mpt()
+    assert chunk_tokens_for(model, available=2**40) == 1024
+    model.to("meta")  # stands for any device that is no CPU
+    assert [chunk_tokens_for(model, available=n) for n in (2**20, 2**40)] == [8192, 12288]
 
 
 @pytest.mark.parametrize("num_pages", [12, 35, 61])

@@ -20,6 +20,9 @@ from epilogue.model import MPT, page_bytes
 _SHARE = 0.9
 # Of what is free, for weights that are kept twice.
 _COPIES_SHARE = 0.05
+# Of what a GPU has free, for a longer chunk's activations: longer ones keep it busier (benchmarks/results), and others
+# wait longer for their turn.
+_CHUNK_SHARE = 1 / 16
 # Rows of V numbers in fp64 that choosing a token needs: scores, their order, probabilities and what comes between.
 _SAMPLING_ROWS = 8
 
@@ -37,16 +40,34 @@ def available_bytes(device: torch.device) -> int:
     return sys.maxsize
 
 
+def chunk_tokens_for(model: MPT, *, available: int) -> int:
+    """How many tokens of a long text to read at once, if nobody says."""
+    if model.device.type == "cpu":
+        return 1024
+    longer = 12288
+    return longer if _chunk_bytes(model, longer) <= _CHUNK_SHARE * available else 8192
+
+
 def pages_that_fit(model: MPT, storage: Storage, *, chunk_tokens: int, available: int, most: int = 2**22) -> int:
     """Pages for which ``available`` bytes suffice beside everything else that reading and writing takes.
 
     While a chunk is read, one layer's keys and values stand beside their pages, twice, in fp32 or wider.
     """
-    config, wide = model.config, max(4, model.dtype.itemsize)
-    width = 4 * config.d_model + 2 * max(config.qkv_width, config.ffn_width)
-    fixed = chunk_tokens * width * wide + config.vocab_size * (4 + 8 * _SAMPLING_ROWS)
-    gathered = 2 * 2 * PAGE_TOKENS * config.head_dim * wide / config.n_layers
+    config = model.config
+    fixed = _chunk_bytes(model, chunk_tokens) + config.vocab_size * (4 + 8 * _SAMPLING_ROWS)
+    gathered = 2 * 2 * PAGE_TOKENS * config.head_dim * _widest(model) / config.n_layers
     return max(0, min(most, int((_SHARE * available - fixed) / (page_bytes(config, storage) + gathered))))
+
+
+def _widest(model: MPT) -> int:
+    """Bytes of a number that is made on the way."""
+    return max(4, model.dtype.itemsize)
+
+
+def _chunk_bytes(model: MPT, chunk_tokens: int) -> int:
+    """Of a chunk's activations, in fp32 or wider."""
+    config = model.config
+    return chunk_tokens * (4 * config.d_model + 2 * max(config.qkv_width, config.ffn_width)) * _widest(model)
 
 
 def copies_pay(model: MPT, *, available: int) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from epilogue.checkpoint import Checkpoint, fingerprint, load_checkpoint
-from epilogue.engine.capacity import available_bytes, copies_pay, pages_that_fit
+from epilogue.engine.capacity import available_bytes, chunk_tokens_for, copies_pay, pages_that_fit
 from epilogue.engine.known_bounds import known_bounds
 from epilogue.engine.pages import Pages
 from epilogue.engine.prefixes import Prefixes, common_tokens
@@ -43,7 +43,7 @@ class Engine:
         epsilon: the share of a query's probability that far keys may hold and be left out, and be forgotten; certified.
             0 looks at everything and forgets nothing.
         chunk_tokens: tokens of a long text that go through the model at once; another reader waits no longer. None:
-            1,024 on a CPU, 8,192 elsewhere.
+            1,024 on a CPU; elsewhere 8,192, or 12,288 where that takes little of the memory.
         undo_tokens: pages are forgotten so much later that a text can be cut by that many tokens, or opened again with
             them changed, without being read anew.
         lookup: try ahead what followed when a text said the same before, where that has been right of late: passes are
@@ -77,7 +77,7 @@ class Engine:
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
         if chunk_tokens is None:
-            chunk_tokens = 1024 if model.device.type == "cpu" else 8192
+            chunk_tokens = chunk_tokens_for(model, available=available_bytes(model.device))
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         if undo_tokens < 0:

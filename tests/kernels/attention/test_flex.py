@@ -9,6 +9,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from epilogue.kernels.attention import TILE_TOKENS, attention, flex
 from epilogue.model import alibi_slopes
+from fresh_process import needs_triton, printed_by
+from kernels.attention import block_table_cases
 from kernels.attention.exactness import assert_as_exact_as_sdpa, random_inputs
 
 LENGTHS = [
@@ -69,6 +71,18 @@ def test_blocks_cover_what_is_causal_and_only_that(queries: int, keys: int) -> N
     assert not (full_RN & ~all_RN).any(), "a full block is not masked, so all of it must be causal"
     assert partial_RN.sum(1).max() <= 2, "only blocks on the diagonal need a mask"
     assert torch.equal(mask.to_dense()[0, 0].bool(), any_RN)
+
+
+@needs_triton
+def test_the_interpreted_kernel_writes_down_the_same_tables() -> None:
+    assert printed_by("kernels.attention.block_table_cases", interpreted=True) == "done\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads", [None, 1, 32])
+def test_the_kernel_on_an_accelerator_writes_down_the_same_tables(heads: int | None) -> None:
+    for queries, keys in block_table_cases.LENGTHS:
+        block_table_cases.assert_same_tables(queries, keys, heads=heads, device="cuda")
 
 
 @each_length

@@ -3,6 +3,7 @@ without looking at T by S pairs.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -34,13 +35,41 @@ class BlockTables:
         first_key_HN: Tensor | None = None,
         document_start_BT: Tensor | None = None,
     ) -> "BlockTables":
-        """Of the last queries of so many keys, under a plan and among documents (``attention``)."""
+        """Of the last queries of so many keys, under a plan and among documents (``attention``).
+
+        On a GPU one launch, without documents: a reading asks for them in every layer of every chunk.
+        """
+        if device.type == "cuda" and document_start_BT is None:
+            return write_down_by_kernel(num_queries, num_keys, device, first_key_HN)
         rows = -(-num_queries // BLOCK_TOKENS)
         first_block_HR = torch.zeros(1, rows, dtype=torch.int64, device=device)
         if first_key_HN is not None:
             in_tile = TILE_TOKENS // BLOCK_TOKENS
             first_block_HR = (first_key_HN // BLOCK_TOKENS).repeat_interleave(in_tile, dim=1)[:, :rows]
         return _write_down(num_queries, num_keys, first_block_HR[None], document_start_BT)
+
+
+def write_down_by_kernel(
+    num_queries: int, num_keys: int, device: torch.device, first_key_HN: Tensor | None
+) -> BlockTables:
+    """What ``BlockTables.of`` gives without documents, by Triton on a GPU or interpreted."""
+    # Triton comes in with the first call: a machine without an accelerator may lack it.
+    kernel = import_module("epilogue.kernels.attention.block_tables_kernel").block_tables_kernel
+    rows, columns = -(-num_queries // BLOCK_TOKENS), -(-num_keys // BLOCK_TOKENS)
+    heads = 1 if first_key_HN is None else len(first_key_HN)
+
+    def table(*shape: int) -> Tensor:
+        return torch.empty((1, heads, *shape), dtype=torch.int32, device=device)
+
+    tables = BlockTables(table(rows), table(rows, columns), table(rows), table(rows, columns))
+    first = tables.full_BHRS if first_key_HN is None else first_key_HN.contiguous()
+    kernel[(rows, heads)](
+        first, first.stride(0), tables.num_masked_BHR, tables.masked_BHRS, tables.num_full_BHR, tables.full_BHRS,
+        num_queries, num_keys, columns,
+        HAS_FIRST=first_key_HN is not None, BLOCK_TOKENS=BLOCK_TOKENS, TILE_TOKENS=TILE_TOKENS, BLOCK_S=1024,
+        num_warps=4,
+    )  # fmt: skip
+    return tables
 
 
 def _write_down(
