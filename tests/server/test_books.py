@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -104,6 +105,60 @@ def test_a_book_keeps_its_id_and_its_one_state_as_it_grows(start: Start, tmp_pat
         rows = listed(client)
         assert [(row["in_memory"], row["on_disk"]) for row in rows] == [(False, True)] * 2
         assert [row["tokens"] for row in rows] == sorted((row["tokens"] for row in rows), reverse=True)
+
+
+def test_books_are_listed_by_their_last_use_also_after_a_restart(start: Start) -> None:
+    """A state that is written late, when its server stops or its turn comes, was once the one used last."""
+    longer = OTHER + OTHER
+    with start() as client:
+        ask(client, BOOK)
+        ask(client, longer)
+        ask(client, BOOK + " And then", max_tokens=30)
+        ask(client, longer)
+        assert [row["tokens"] > 2000 for row in listed(client)] == [True, False]
+    with start() as client:
+        assert [row["tokens"] > 2000 for row in listed(client)] == [True, False]
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, "Queue[int]"]:
+    """The first state is not written before the event; the queue has how many tokens each has that is."""
+    is_free, written, keep = threading.Event(), Queue[int](), Library.keep
+
+    def keep_slowly(library: Library, engine: Engine, sequence: Any, **more: Any) -> Any:
+        assert is_free.wait(60)
+        kept = keep(library, engine, sequence, **more)
+        written.put(sequence.table.num_tokens)
+        return kept
+
+    monkeypatch.setattr(Library, "keep", keep_slowly)
+    return is_free, written
+
+
+def test_what_was_read_while_a_state_was_written_is_written_next(
+    start: Start, tokenizer: Tokenizer, slow_disk: tuple[threading.Event, "Queue[int]"]
+) -> None:
+    is_free, written = slow_disk
+    with start() as client:
+        ask(client, BOOK[:3000])
+        ask(client, BOOK)
+        is_free.set()
+        assert written.get(timeout=60) == len(tokenizer.encode(BOOK[:3000]))
+        assert written.get(timeout=60) >= len(tokenizer.encode(BOOK))
+
+
+def test_a_server_that_stops_while_a_state_is_written_writes_what_was_read_since(
+    start: Start, tokenizer: Tokenizer, slow_disk: tuple[threading.Event, "Queue[int]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_free, _ = slow_disk
+    close = Shelf.close
+    monkeypatch.setattr(Shelf, "close", lambda shelf: (is_free.set(), close(shelf)))
+    with start() as client:
+        ask(client, BOOK[:3000])
+        ask(client, BOOK)
+    with start() as client:
+        (row,) = listed(client)
+        assert row["tokens"] >= len(tokenizer.encode(BOOK))
 
 
 def test_a_state_that_is_written_but_not_yet_seen_to_is_its_books(

@@ -8,7 +8,6 @@ and whoever has one open keeps it when another removes it.
 
 import os
 import shutil
-import time
 from collections.abc import Generator
 from collections.abc import Sequence as Several
 from contextlib import suppress
@@ -163,10 +162,14 @@ class Library:
             StateError: it is damaged, or not this engine's.
         """
         state = check_state(kept.path, engine)
-        with suppress(OSError):  # a folder that may only be read serves as well
-            now_ns = time.time_ns()  # by itself the system would take its last tick, which may be that of another file
-            os.utime(kept.path, ns=(now_ns, now_ns))
+        # By itself the system would take its last tick, which may be that of another file.
+        self.note_use(kept, datetime.now())
         return Found(kept, state)
+
+    def note_use(self, kept: Kept, used_at: datetime) -> None:
+        """Write down when a state was last used, by which it is listed and removed; for any thread."""
+        with suppress(OSError):  # a folder that may only be read serves as well
+            os.utime(kept.path, (used_at.timestamp(), used_at.timestamp()))
 
     def keep(
         self, engine: Engine, sequence: Sequence, *, title: str = "", model: str = "", replaces: Opened | None = None

@@ -178,7 +178,7 @@ class Shelf:
             pass
 
     def settle(self) -> None:
-        """See to states that have been written."""
+        """See to states that have been written, and have that written for which there was no turn meanwhile."""
         while self._written:
             book, snapshot, saving = self._written.popleft()
             self.engine.close(snapshot)
@@ -187,6 +187,10 @@ class Shelf:
                 book.kept, book.kept_ids = saving.result(), snapshot.ids
                 if self._books.get(book.id) is not book:  # removed meanwhile
                     book.kept.path.unlink(missing_ok=True)
+                else:
+                    self._note_use(book)
+                    if book.forms:
+                        self._save_if(book, book.forms[-1])
             elif isinstance(error, EpilogueError):
                 _log.warning("what was read is not kept: %s", error)
             else:
@@ -195,7 +199,11 @@ class Shelf:
 
     def close(self) -> None:
         """Write what has grown since it was last written, wait until that is done, and close everything."""
+        while self.is_saving:
+            self._writer.submit(lambda: None).result()  # behind what is being written, and told of
+            self.settle()
         for book in list(self._books.values()):
+            self._note_use(book)
             if book.forms:
                 self._save_if(book, book.forms[-1], is_last=True)
         self._writer.shutdown()
@@ -282,6 +290,11 @@ class Shelf:
 
         saving.add_done_callback(on_written)
         return saving
+
+    def _note_use(self, book: Book) -> None:
+        """A state is as old as the last use of its book, not as its writing."""
+        if self.library is not None and book.kept is not None:
+            self.library.note_use(book.kept, book.used_at)
 
     def _tell(self) -> None:
         size = page_bytes(self.engine.model.config, self.engine.pages.pool.storage)
