@@ -32,8 +32,10 @@ def start(make_engine: Callable[..., Engine], tokenizer: Tokenizer, tmp_path: Pa
     """Starts servers one after the other on one folder; 100 tokens are a long text."""
 
     @contextmanager
-    def serving(*, keeps: bool = True, engine: dict[str, Any] | None = None, **settings: Any) -> Iterator[TestClient]:
-        library = Library(tmp_path / "states", limit_bytes=2**30) if keeps else None
+    def serving(
+        *, keeps: bool = True, limit_bytes: int = 2**30, engine: dict[str, Any] | None = None, **settings: Any
+    ) -> Iterator[TestClient]:
+        library = Library(tmp_path / "states", limit_bytes=limit_bytes) if keeps else None
         worker = Worker(
             make_engine(**({"num_pages": 4000} | (engine or {}))), tokenizer, library=library, least_tokens=100
         )
@@ -159,6 +161,22 @@ def test_a_server_that_stops_while_a_state_is_written_writes_what_was_read_since
     with start() as client:
         (row,) = listed(client)
         assert row["tokens"] >= len(tokenizer.encode(BOOK))
+
+
+def test_of_books_that_have_no_room_together_the_one_used_last_is_kept(start: Start, tmp_path: Path) -> None:
+    """Both are written when the server stops, and the second takes the first one's room before anybody sees to it."""
+    with start() as client:
+        ask(client, BOOK)
+    (state,) = states(tmp_path)
+    with start(limit_bytes=state.stat().st_size * 3 // 2) as client:
+        ask(client, OTHER + OTHER[:300])
+        ask(client, BOOK + " And then", max_tokens=60)
+        ask(client, OTHER + OTHER[:300] + " And then", max_tokens=60)
+        client.post(f"{BOOKS}/{listed(client)[0]['id']}/save")
+        ask(client, BOOK + " And then", max_tokens=60, seed=2)
+    assert len(states(tmp_path)) == 1
+    with start() as client:
+        assert ask(client, BOOK + " And then")[1] < 300
 
 
 def test_a_state_that_is_written_but_not_yet_seen_to_is_its_books(

@@ -57,9 +57,13 @@ class Book:
         common = common_tokens(ids, self.ids)
         return common if 2 * common > len(self.ids) else 0
 
+    def num_new(self, text: Sequence) -> int:
+        """Tokens of a form that its state was not written with."""
+        known = text.table.num_tokens
+        return known - min(known, common_tokens(text.ids, self.kept_ids))
+
     def num_unsaved(self, text: Sequence) -> int:
         """Tokens that would have to be read again if this form were forgotten."""
         if self.kept is not None and not self.kept.path.exists():  # somebody has removed it
             self.kept, self.kept_ids = None, ()
-        known = text.table.num_tokens
-        return known - min(known, common_tokens(text.ids, self.kept_ids))
+        return self.num_new(text)

@@ -189,8 +189,7 @@ class Shelf:
                     book.kept.path.unlink(missing_ok=True)
                 else:
                     self._note_use(book)
-                    if book.forms:
-                        self._save_if(book, book.forms[-1])
+                    self._save_what_is_new(book)
             elif isinstance(error, EpilogueError):
                 _log.warning("what was read is not kept: %s", error)
             else:
@@ -202,7 +201,7 @@ class Shelf:
         while self.is_saving:
             self._writer.submit(lambda: None).result()  # behind what is being written, and told of
             self.settle()
-        for book in list(self._books.values()):
+        for book in sorted(self._books.values(), key=lambda book: book.used_at):  # for which there is room: the latest
             self._note_use(book)
             if book.forms:
                 self._save_if(book, book.forms[-1], is_last=True)
@@ -267,11 +266,22 @@ class Shelf:
 
     def _save_if(self, book: Book, text: Sequence, *, is_last: bool = False) -> None:
         """Write a form to disk if it is long and much of it is new."""
+        if self.library is None or book.saving is not None:
+            return
+        if self._is_worth_it(text, book.num_unsaved(text), is_last=is_last):
+            self._save(self.library, book, text)
+
+    def _save_what_is_new(self, book: Book) -> None:
+        """Of a book that has just been written. Not if it is gone again: then there is no room for it."""
+        if self.library is None or not book.forms:
+            return
+        if self._is_worth_it(book.forms[-1], book.num_new(book.forms[-1])):
+            self._save(self.library, book, book.forms[-1])
+
+    def _is_worth_it(self, text: Sequence, num_unsaved: int, *, is_last: bool = False) -> bool:
         num_tokens, least = text.table.num_tokens, self.least_tokens
         least_unsaved = least // 4 if is_last else max(least, num_tokens // _SHARE_OF_BOOK)
-        is_worth_it = num_tokens >= least and book.num_unsaved(text) >= max(1, least_unsaved)
-        if self.library is not None and book.saving is None and is_worth_it:
-            self._save(self.library, book, text)
+        return num_tokens >= least and num_unsaved >= max(1, least_unsaved)
 
     def _save(self, library: Library, book: Book, text: Sequence) -> "Future[Kept]":
         snapshot = self.engine.fork(text)
