@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -101,3 +102,11 @@ def _shared(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"needs shared/{name} beside the checkout")
     return path
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a suite in the background of a shell lacks, and what it starts."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)

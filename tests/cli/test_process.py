@@ -17,8 +17,6 @@ needs_posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and ps
 
 
 def start(*arguments: object) -> "subprocess.Popen[bytes]":
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background of a shell; children inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -32,6 +30,7 @@ def test_a_refusal() -> None:
 
 
 @needs_posix
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c(tiny: Path, book: Path) -> None:
     process = start("write", book, "--model", tiny, *ENDLESS)
     assert process.stdout is not None

@@ -1,7 +1,5 @@
-"""Shards of the corpus and models to start from, written once; and Ctrl-C as it is in a terminal."""
+"""Shards of the corpus and models to start from, written once."""
 
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +18,3 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def start(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_starts(tmp_path_factory.mktemp("start"), shards)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Python's own handler, which a worker of pytest-xdist may not have."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
