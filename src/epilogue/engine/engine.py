@@ -76,8 +76,8 @@ class Engine:
         num_pages: int | None = None,
         available_bytes: Callable[[torch.device], int] = available_bytes,
     ) -> None:
-        if chunk_tokens is None:
-            chunk_tokens = chunk_tokens_for(model, available=available_bytes(model.device))
+        available = available_bytes(model.device)
+        chunk_tokens = chunk_tokens_for(model, available=available) if chunk_tokens is None else chunk_tokens
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
         if undo_tokens < 0:
@@ -86,10 +86,10 @@ class Engine:
             raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
         check_spacings(spacings)
         self.model, self.epsilon, self.chunk_tokens = model.eval(), epsilon, chunk_tokens
-        if copies_pay(model, available=available_bytes(model.device)):
+        if copies_pay(model, available=available):
             model.keep_copies(coded_head=coded_head)
         if num_pages is None:
-            available = available_bytes(model.device)
+            available = available_bytes(model.device)  # beside the copies
             num_pages = pages_that_fit(model, storage, chunk_tokens=chunk_tokens, available=available)
         self.bounds = (bounds or eviction_bounds(model, storage)) if epsilon > 0 else None
         self.pages = Pages(PagePool(model.config, num_pages=num_pages, storage=storage, device=model.device))
