@@ -57,6 +57,8 @@ def test_it_reads_what_it_is_made_for() -> None:
         chosen(training=True),
     ):
         assert other == "flex"
+    with torch.no_grad():
+        assert chosen(training=True) == "flex", "a pass that is made again for its gradients begins so"
 
 
 @pytest.mark.usefixtures("hopper_gpu")

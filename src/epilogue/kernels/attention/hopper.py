@@ -23,7 +23,8 @@ _log = logging.getLogger("epilogue.kernels")
 
 def can_attend(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, document_start_BT: Tensor | None) -> bool:
     """Whether this kernel is here and made for such a call."""
-    is_training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD))
+    # Also where gradients are wanted later (model.recompute): the pass that is made again must round like the first.
+    is_training = any(x.requires_grad for x in (q_BTHD, k_BSKD, v_BSKD))
     return (
         q_BTHD.device.type == "cuda"
         and document_start_BT is None
