@@ -13,6 +13,7 @@ from epilogue.engine.decoder import Decoder
 from epilogue.engine.sampling import Sampler
 from epilogue.model import MPT, Quantization, Segment
 from epilogue.model.linear import QuantLinear
+from gpu_waits import no_waiting
 
 pytestmark = pytest.mark.gpu
 GREEDY = SamplingParams(max_new_tokens=300, temperature=0)
@@ -111,12 +112,9 @@ def test_a_replay_waits_for_nothing(wide_mpt: MPT, book: list[int]) -> None:
     for slots in decoder._slots.values():
         replay = slots.replay
         assert replay is not None
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             replay()
             replays += 1
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     assert replays == 1
 
 
@@ -130,12 +128,8 @@ def test_a_chunk_is_read_without_waiting(wide_mpt: MPT, storage: Storage) -> Non
     for start in (300, 600):
         engine.pages.grow(sequence.table, 300)
         segments = [Segment(sequence.table, 300, sequence.reads)]
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            with torch.inference_mode():
-                engine._stepper._run(segments, sequence.ids[start : start + 300])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        with no_waiting(), torch.inference_mode():
+            engine._stepper._run(segments, sequence.ids[start : start + 300])
         sequence.table.num_tokens += 300
 
 
@@ -147,11 +141,8 @@ def test_a_chunk_runs_while_the_next_one_is_prepared(wide_mpt: MPT) -> None:
     sequence = engine.enter(book[::-1])
     engine.model.transformer.norm_f.register_forward_pre_hook(lambda *_: torch.cuda._sleep(200_000_000))
     for _ in range(4):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             engine.advance(sequence)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         assert not torch.cuda.current_stream().query()
         assert list(engine.pages._leaving) == [sequence.table]
     engine.advance(sequence)
@@ -204,11 +195,8 @@ def test_a_step_but_for_its_logits_waits_for_nothing(wide_mpt: MPT, book: list[i
     list(engine.stream(sequence, SamplingParams(max_new_tokens=3, temperature=0)))
     engine.append(sequence, [1])
     sequence.extend([2])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         engine.advance(sequence)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert sequence.logits_V is not None
 
 
