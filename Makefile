@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
-BENCHMARKS ?= $(filter-out benchmarks/__init__.py benchmarks/harness.py benchmarks/writers.py,$(wildcard benchmarks/*.py))
+BENCHMARKS ?= $(filter-out benchmarks/__init__.py benchmarks/harness.py benchmarks/kernel_times.py benchmarks/writers.py,$(wildcard benchmarks/*.py))
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.harness import finish, machine_card, require_green
+from benchmarks.kernel_times import kernel_times
 from benchmarks.storywriter_shape import STORYWRITER, TINY, ceilings, synchronize
 from epilogue.data import ShardWriter
 from epilogue.model import MPTConfig, config_to_dict
@@ -58,7 +59,7 @@ def write_recipe(folder: Path, config: MPTConfig, *, num_tokens: int, rows: int,
     return path
 
 
-def measure(trainer: Trainer, *, warm_up: int, steps: int) -> dict[str, Any]:
+def measure(trainer: Trainer, *, warm_up: int, steps: int, is_profiled: bool) -> dict[str, Any]:
     device, recipe = torch.device(trainer.device), trainer.recipe
     ceiling = ceilings(device)
     if device.type == "cuda":
@@ -74,12 +75,13 @@ def measure(trainer: Trainer, *, warm_up: int, steps: int) -> dict[str, Any]:
         times_s.append(time.perf_counter() - start)
     step_s = sorted(times_s[warm_up:])[steps // 2]
     flops = training_flops(trainer.model.config, batch.num_targets, batch.num_pairs)
-    return {
+    row = {
         "processes": trainer.mesh.size,
         "context_tokens": recipe.context_tokens,
         "batch_tokens": recipe.batch_tokens,
         "first_step_s": round(times_s[0], 2),
         "step_s": round(step_s, 3),
+        "all_step_s": [round(x, 2) for x in times_s[warm_up:]],
         "tokens_per_s": round(recipe.batch_tokens / step_s),
         "causal_flop_per_s": round(flops / step_s),
         "ceiling_flop_per_s": round(ceiling["flop_per_s"]),
@@ -87,6 +89,9 @@ def measure(trainer: Trainer, *, warm_up: int, steps: int) -> dict[str, Any]:
         "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if device.type == "cuda" else None,
         "losses": [round(loss, 4) for loss in losses],
     }
+    if is_profiled:
+        row["profile"] = kernel_times(lambda: trainer._train_step(next(batches)), repeats=1)
+    return row
 
 
 def main() -> None:
@@ -98,6 +103,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, as in `epilogue train`")
+    parser.add_argument(
+        "--profile", action="store_true", help="of one more step, too: its kernels, and the GPU's waits"
+    )
     parser.add_argument("--untested", action="store_true", help="do not run the tests first")
     args = parser.parse_args()
     is_tiny = args.shape == "tiny"
@@ -115,7 +123,9 @@ def main() -> None:
         config = TINY if is_tiny else STORYWRITER
         recipe = write_recipe(Path(place), config, num_tokens=num_tokens, rows=args.rows, device=args.device)
         trainer = Trainer(read_recipe(recipe, overrides=args.set))
-        row = measure(trainer, warm_up=args.warm_up, steps=args.steps)
+        row = measure(
+            trainer, warm_up=args.warm_up, steps=args.steps, is_profiled=args.profile and args.device == "cuda"
+        )
         if is_first:
             name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
             finish({"machine": machine_card() | {"device": name}, "settings": args.set, "training": row})
