@@ -28,6 +28,13 @@ settings.load_profile("repeatable")
 _test_numbers = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What compilers for a GPU say of themselves and each other is a warning, and nothing else, to a test that runs them."""
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
 class NetworkBlocked(RuntimeError):
     """A test tried to leave this machine."""
 

@@ -9,6 +9,7 @@ import torch
 
 from epilogue.kernels.paged_attention import Storage
 from fresh_process import needs_triton, printed_by
+from gpu_waits import no_waiting
 from kernels.paged_attention.books import (
     STORAGES,
     assert_as_exact_as_pytorch,
@@ -72,13 +73,9 @@ def test_one_captured_graph_serves_every_table(storage: Storage) -> None:
     book = with_holes(random_book([700, 300], heads=4, kv_heads=2, storage=storage, dtype=torch.bfloat16)).to("cuda")
     book.attend("split")  # compiles
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = book.attend("split")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    graph: Any = torch.cuda.CUDAGraph()
+    with no_waiting(), torch.cuda.graph(graph):
+        out = book.attend("split")
     book.num_keys_B.sub_(150)
     book.page_table_BKP[1, 0, 0] = -1
     assert book.first_page_BH is not None
