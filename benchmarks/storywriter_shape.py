@@ -25,7 +25,7 @@ from benchmarks.kernel_times import kernel_times
 from epilogue.engine import Engine, SamplingParams, Sequence, Storage
 from epilogue.kernels.attention import Backend, attention
 from epilogue.kernels.paged_attention import PAGE_TOKENS
-from epilogue.model import MPT, NAMED_SIZES, MPTConfig, alibi_slopes, flops_per_token, page_bytes
+from epilogue.model import MPT, NAMED_SIZES, MPTConfig, alibi_slopes, page_bytes, read_flops
 from epilogue.model.reach import page_norms, plan_reach
 
 STORYWRITER = NAMED_SIZES["mpt-7b-storywriter"]
@@ -132,9 +132,7 @@ def measure(
         if repeat < repeats - 1:
             engine.close(sequence)
     read_s, stats = min(times), engine.stats()
-    attention_flops = flops_per_token(config, context_tokens=len(ids) // 2, with_head=False)
-    linear_flops = flops_per_token(config, context_tokens=0, with_head=False)
-    flops = len(ids) * (linear_flops + stats.share_visited * (attention_flops - linear_flops))
+    flops = read_flops(config, len(ids), visited_pairs=int(sequence.reads.visited_H.sum()))
     row = {
         "storage": storage,
         "chunk_tokens": engine.chunk_tokens,

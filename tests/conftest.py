@@ -29,7 +29,7 @@ _test_numbers = count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What compilers for a GPU say of themselves and each other is a warning, and nothing else, to a test that runs them."""
+    """What compilers for a GPU say of themselves and of each other is no error of a test that runs them."""
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))

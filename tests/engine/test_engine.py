@@ -270,6 +270,22 @@ def test_progress_counts_up_to_the_whole(tiny_mpt, book) -> None:
     assert seen == [(12, 30), (24, 30), (30, 30), (2, 2)]
 
 
+def test_reading_asks_the_last_layer_about_the_last_token_alone(tiny_mpt, book) -> None:
+    """Scoring about all; and no more layers than the last do less."""
+    model, long_book = tiny_mpt(), book * 3
+    engine, before = engine_on(model, chunk_tokens=35), engine_on(model, chunk_tokens=35).score(long_book)
+    rows: list[tuple[int, int]] = []
+    for layer, block in enumerate(model.transformer.blocks):
+        block.ffn.register_forward_pre_hook(lambda _, args, layer=layer: rows.append((layer, args[0].shape[1])))
+    last = model.config.n_layers - 1
+    engine.open_book(long_book)
+    assert [n for layer, n in rows if layer == last] == [1]
+    assert sum(n for layer, n in rows if layer == 0) == len(long_book) > 2 * 35
+    rows.clear()
+    torch.testing.assert_close(engine.score(long_book), before)
+    assert sum(n for layer, n in rows if layer == last) >= len(long_book) - 1
+
+
 def test_only_the_last_chunk_meets_the_head(tiny_mpt, book, monkeypatch) -> None:
     model = tiny_mpt().double()  # which runs module by module
     shapes: list[tuple[int, ...]] = []

@@ -4,7 +4,7 @@ import torch
 
 from epilogue.engine import SamplingParams
 from epilogue.engine.reference import generate
-from epilogue.model.mpt import Attention
+from epilogue.model.blocks import Attention
 
 GREEDY = SamplingParams(temperature=0, repetition_penalty=1, max_new_tokens=6)
 

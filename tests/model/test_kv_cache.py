@@ -1,11 +1,14 @@
 """Keys and values on pages: any cut, any company and any storage gives what a text alone and whole would."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from epilogue.kernels.attention import Backend
 from epilogue.kernels.paged_attention import PAGE_TOKENS, Storage, gather_pages
 from epilogue.model import (
     MPT,
@@ -15,10 +18,12 @@ from epilogue.model import (
     MPTConfig,
     PagePool,
     PageTable,
+    Quantization,
     Segment,
     eviction_bounds,
     kv_bytes_per_token,
     page_bytes,
+    read_flops,
 )
 from epilogue.model.kv_cache import _within
 from epilogue.model.reach import ReachPlan
@@ -94,6 +99,70 @@ def test_texts_in_one_pass_do_not_touch_one_another() -> None:
     logits = model(together, KVCache(pool, segments, epsilon=0)).split(news, dim=1)
     for text, part, new in zip(texts, logits, news, strict=True):
         torch.testing.assert_close(part, model(text)[:, -new:], rtol=0, atol=1e-5)
+
+
+WANTED: list[list[int | None]] = [[1], [0], [None], [1, None, 0], [0, 0, 0], [5, None, 40], [40, 0, 1]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("wanted", WANTED, ids=str)
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_results_that_nobody_wants_change_no_other(
+    wanted: list[int | None], backend: Backend | None, quantized: bool
+) -> None:
+    """Nor what is on the pages: the rows of a whole pass, and the same text read on behind either."""
+    kind = Quantization(bits=4, group_size=8) if quantized else None
+    model = MPT(replace(CONFIG, quantization=kind))
+    model.init_weights(std=0.3)
+    model.set_attention_backend(backend)
+    news = [150, 20, 40][: len(wanted)]
+    texts = [torch.randint(50, (1, 200 + new + 1)) for new in news]
+
+    def read(wanted: list[int | None]) -> tuple[list[Tensor], list[Tensor]]:
+        pool = PagePool(CONFIG, num_pages=60)
+        free, tables = iter(range(60)), []
+        for text in texts:
+            table = PageTable.empty(CONFIG, capacity_tokens=text.shape[1])
+            table.ids_LKP.apply_(lambda _: next(free))
+            tables.append(table)
+        parts: list[list[Tensor]] = []
+        for counts, asked in (
+            ([200] * len(news), [0] * len(news)),
+            (news, wanted),
+            ([1] * len(news), [None] * len(news)),
+        ):
+            cut = [text[:, table.num_tokens :][:, :n] for text, table, n in zip(texts, tables, counts, strict=True)]
+            segments = [Segment(t, n, num_wanted=w) for t, n, w in zip(tables, counts, asked, strict=True)]
+            logits = model(torch.cat(cut, dim=1), KVCache(pool, segments, bounds=None))
+            parts.append(list(logits[0].split([segment.num_results for segment in segments])))
+            for table, n in zip(tables, counts, strict=True):
+                table.num_tokens += n
+        return parts[1], parts[2]
+
+    whole, behind_whole = read([None] * len(news))
+    found, behind = read(wanted)
+    for count, some, all_TV in zip(wanted, found, whole, strict=True):
+        rows = all_TV if count is None else all_TV[len(all_TV) - count :]
+        torch.testing.assert_close(some, rows, rtol=1e-4, atol=1e-4)
+    for one, other in zip(behind, behind_whole, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_the_last_layer_does_no_more_than_is_wanted() -> None:
+    """By PyTorch's count of what it multiplies, which is ours."""
+    config = replace(CONFIG, attn_config=AttentionConfig(alibi=True))
+    model, cache = MPT(config).double().eval(), Paged(config, capacity_tokens=300, epsilon=0)
+    model.set_attention_backend("reference")  # multiplies every query with every key, later ones too
+    for wanted, pairs in ((1, 300 * 300 + 300), (None, 2 * 300 * 300)):
+        cache.num_tokens = 0
+        segment = Segment(cache.tables[0], 300, num_wanted=wanted)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 300, dtype=torch.int64), KVCache(cache.pool, [segment], epsilon=0), last_only=True)
+        found = counter.get_total_flops()
+        wanted_flops = read_flops(config, 300, visited_pairs=config.n_heads * pairs)
+        assert found == wanted_flops if wanted else found > wanted_flops
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import torch
 from epilogue.engine.sampling import Sampler
 from epilogue.engine.sampling_params import SamplingParams
 from epilogue.model import MPT
-from epilogue.model.mpt import Attention
+from epilogue.model.blocks import Attention
 
 
 def generate(

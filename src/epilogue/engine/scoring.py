@@ -44,7 +44,7 @@ def score_chunks(
         assert text.logits_V is not None
         before_1V = text.logits_V[None]
         text.extend(chunk)
-        x_TC = stepper.step(text, others())
+        x_TC = stepper.step(text, others(), wants_all=True)
         with torch.inference_mode():
             parts = [_scores(before_1V, chunk[:1], top)]
             for i in range(0, len(chunk) - 1, _ROWS):

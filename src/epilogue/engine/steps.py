@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Stepper:
         self.native = NativeStep(model, pages.pool, bounds, epsilon=epsilon) if model.device.type == "cpu" else None
         """Takes the steps of few tokens, if there is one."""
 
-    def step(self, first: Sequence, others: Iterable[Sequence]) -> Tensor:
+    def step(self, first: Sequence, others: Iterable[Sequence], *, wants_all: bool = False) -> Tensor:
         """Run up to ``chunk_tokens`` pending tokens of one text and a few of each other through the model.
 
         A text whose last token was among them knows its ``logits_V``. Another text that finds no free page is left
@@ -68,9 +69,11 @@ class Stepper:
         Args:
             first: the text this step is for.
             others: texts that wait for their next token.
+            wants_all: whether somebody asks what comes behind each token of ``first``, and not behind its last one
+                alone. The last layer does for those that nobody asks about only what later tokens need.
 
         Returns:
-            x_TC of ``first``'s tokens, for ``MPT.head``.
+            x_TC of ``first``'s tokens that were wanted, for ``MPT.head``.
 
         Raises:
             CapacityError: there is no free page for ``first``.
@@ -79,7 +82,7 @@ class Stepper:
         texts = [first, *(text for text in dict.fromkeys(others) if text is not first and self._can_come(text))]
         drafts = [self._draft(text) for text in texts]
         segments = [
-            Segment(text.table, self._share(text, first) + len(draft), text.reads)
+            self._segment(text, self._share(text, first) + len(draft), wants_all=wants_all and text is first)
             for text, draft in zip(texts, drafts, strict=True)
         ]
         ids = [
@@ -92,7 +95,7 @@ class Stepper:
         # Tables change outside: what inference_mode makes cannot be changed later.
         with torch.inference_mode():
             x_RC, logits_RV = self._run(segments, ids)
-            parts: tuple[Tensor, ...] = x_RC.split([segment.num_tokens for segment in segments])
+            parts: tuple[Tensor, ...] = x_RC.split([segment.num_results for segment in segments])
             self._expect(texts, drafts, segments, parts, logits_RV)
         # Of earlier steps: known as soon as the device begins this one, and seen to while it is busy.
         self.pages.catch_up()
@@ -101,7 +104,7 @@ class Stepper:
         return parts[0]
 
     def _run(self, segments: list[Segment], ids: list[int]) -> tuple[Tensor, Tensor | None]:
-        """x_RC of the segments' tokens, and logits_RV where they come along."""
+        """x_RC of what the segments want, and logits_RV where they come along."""
         if self.native is not None and self.native.can_take(segments):
             return self.native.step(segments, ids)
         cache = KVCache(self.pages.pool, segments, epsilon=self.epsilon, bounds=self.bounds)
@@ -117,6 +120,13 @@ class Stepper:
         for text, segment in zip(texts, segments, strict=True):
             self._advance(text, segment.stop)
         return x_BC[:1]
+
+    def _segment(self, text: Sequence, num_tokens: int, *, wants_all: bool) -> Segment:
+        """A text's next tokens. Of many, its last one is wanted if it is among them; a few cost less than to choose."""
+        segment = Segment(text.table, num_tokens, text.reads)
+        if wants_all or num_tokens <= MOST_QUERIES:
+            return segment
+        return replace(segment, num_wanted=int(segment.stop == text.num_tokens))
 
     def _share(self, text: Sequence, first: Sequence) -> int:
         return min(text.num_pending, self.chunk_tokens if text is first else MOST_QUERIES)

@@ -220,7 +220,7 @@ def _row(
         stretch_tokens_per_s=stretch_tokens_per_s,
         first_token_s=read_s + times[0],
         token_s=median(times[_WARM_UP_TOKENS:]),
-        dense_flops=read_flops(config, text.num_tokens),
+        dense_flops=read_flops(config, text.num_tokens, visited_pairs=int(text.reads.dense_H.sum())),
         visited_flops=read_flops(config, text.num_tokens, visited_pairs=int(text.reads.visited_H.sum())),
         share_visited=text.reads.share,
         shares_visited=tuple((text.reads.visited_H / text.reads.dense_H).tolist()),

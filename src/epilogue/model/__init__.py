@@ -3,6 +3,7 @@
 from epilogue.kernels.quant_linear import QuantWeight, dense, pack_codes, pack_words, unpack_codes, unpack_words
 from epilogue.model.adapters import LowRankAdapter, adapters, add_adapters
 from epilogue.model.alibi import alibi_slopes
+from epilogue.model.blocks import Attention
 from epilogue.model.bookmarks import SPACINGS, bookmarks, check_spacings
 from epilogue.model.config import NAMED_SIZES, AttentionConfig, MPTConfig
 from epilogue.model.config_reading import config_from_dict, config_to_dict
@@ -11,7 +12,7 @@ from epilogue.model.eviction import EvictionBounds, evictable_from
 from epilogue.model.joined_keys import JoinedKeys
 from epilogue.model.kv_cache import KVCache, Segment
 from epilogue.model.linear import QUANTISED_LAYERS, QuantLinear
-from epilogue.model.mpt import MPT, Attention, Transformer
+from epilogue.model.mpt import MPT, Transformer
 from epilogue.model.native_step import NativeStep
 from epilogue.model.page_pool import PagePool, PageTable, bytes_per_key, page_bytes
 from epilogue.model.placed_table import upload

@@ -55,16 +55,23 @@ def flops_per_token(config: MPTConfig, *, context_tokens: int, with_head: bool =
 def read_flops(config: MPTConfig, num_tokens: int, *, visited_pairs: int | None = None) -> int:
     """Floating-point operations of reading a text, to know what comes next: logits of its last token alone.
 
+    Of the other tokens the last layer makes keys and values; its one product for those makes their queries, too.
+
     Args:
         config: of the model.
         num_tokens: of the text.
         visited_pairs: (query, key) pairs that were visited, all query heads and layers together; if None those of dense
-            causal attention, n * (n + 1) / 2 a head. Half of what a kernel does that masks the later keys away.
+            causal attention, n * (n + 1) / 2 a head, and n in the last layer. Half of what a kernel does that masks the
+            later keys away.
     """
     if visited_pairs is None:
-        visited_pairs = config.n_layers * config.n_heads * num_tokens * (num_tokens + 1) // 2
+        causal = num_tokens * (num_tokens + 1) // 2
+        visited_pairs = config.n_heads * ((config.n_layers - 1) * causal + num_tokens)
+    c = config.d_model
+    behind_attention = 2 * (c * c + 2 * c * config.ffn_width)
     linear = num_tokens * flops_per_token(config, context_tokens=0, with_head=False)
-    return linear + 4 * config.head_dim * visited_pairs + 2 * config.d_model * config.vocab_size
+    linear -= (num_tokens - 1) * behind_attention
+    return linear + 4 * config.head_dim * visited_pairs + 2 * c * config.vocab_size
 
 
 def kv_bytes_per_token(config: MPTConfig, dtype: torch.dtype) -> int:

@@ -1,8 +1,8 @@
 """KVCache: what attention sees of sequences during one forward pass, over pages and within reach."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -32,11 +32,19 @@ class Segment:
     num_tokens: int
     reads: Reads | None = None
     """Counts what is visited, if anybody wants to know."""
+    num_wanted: int | None = None
+    """The last so many tokens' results are wanted; None wants all. Of the others the last layer makes keys and values
+    and no more."""
 
     @property
     def stop(self) -> int:
         """Tokens the sequence has behind this pass."""
         return self.table.num_tokens + self.num_tokens
+
+    @property
+    def num_results(self) -> int:
+        """How many tokens' results there are behind this pass."""
+        return self.num_tokens if self.num_wanted is None else self.num_wanted
 
 
 @dataclass
@@ -54,14 +62,28 @@ class KVCache:
     bounds: EvictionBounds | None = None
     """Kept up with by every page that is written, if pages are to be evicted later."""
     _rows: list[slice] = field(init=False)
+    """Each segment's among all new tokens."""
+    _result_rows: list[slice] = field(init=False)
+    """The same among those that results are wanted of."""
     _placed: dict[int, PlacedTable] = field(init=False, default_factory=dict)
     """Of segments, by their number, since a layer first asked."""
     _stops: dict[tuple[int, ...], Tensor] = field(init=False, default_factory=dict)
     """stop_B of segments that go through one call."""
 
     def __post_init__(self) -> None:
-        stops = torch.tensor([0] + [segment.num_tokens for segment in self.segments]).cumsum(0).tolist()
-        self._rows = [slice(start, stop) for start, stop in pairwise(stops)]
+        self._rows = _one_behind_the_other(segment.num_tokens for segment in self.segments)
+        self._result_rows = _one_behind_the_other(segment.num_results for segment in self.segments)
+
+    @property
+    def wanted(self) -> list[slice] | None:
+        """Rows of the pass whose results anybody wants; None if all are."""
+        if all(segment.num_wanted is None for segment in self.segments):
+            return None
+        return [
+            slice(rows.stop - segment.num_results, rows.stop)
+            for segment, rows in zip(self.segments, self._rows, strict=True)
+            if segment.num_results
+        ]
 
     @property
     def num_tokens(self) -> int:
@@ -90,28 +112,32 @@ class KVCache:
     ) -> Tensor:
         """Take in a layer's new keys and values, and attend from their tokens; out_BTHD.
 
-        The new tokens of all segments are the rows of q, k and v, in order, over batch and time together.
+        The new tokens of all segments are the rows of q, k and v, in order, over batch and time together. Queries may
+        be those of the ``wanted`` rows alone.
         """
         q_RHD, k_RKD, v_RKD = (x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD))
         out_RHD = torch.empty_like(q_RHD)
         plans: dict[int, ReachPlan] = {}
         natively = backend is None and runs_natively(q_RHD, self.pool.keys)
+        q_rows = self._rows if len(q_RHD) == len(k_RKD) else self._result_rows
         for i, (segment, rows) in enumerate(zip(self.segments, self._rows, strict=True)):
-            qkv = (q_RHD[rows], k_RKD[rows], v_RKD[rows])
-            if natively and segment.num_tokens <= MOST_QUERIES:
-                out_RHD[rows] = self._decode_natively(layer, segment, qkv, slopes_H, scale)
-            else:
-                plans[i] = self._take_in(layer, i, *qkv, slopes_H, scale)
-        for indices in self._together(list(plans), backend):
-            parts = [(self._place(i), plans[i], q_RHD[self._rows[i]]) for i in indices]
-            if backend is None and self.segments[indices[0]].num_tokens <= MOST_QUERIES:
+            q_THD, k_TKD, v_TKD = q_RHD[q_rows[i]], k_RKD[rows], v_RKD[rows]
+            if natively and len(q_THD) == segment.num_tokens <= MOST_QUERIES:
+                out_RHD[q_rows[i]] = self._decode_natively(layer, segment, (q_THD, k_TKD, v_TKD), slopes_H, scale)
+                continue
+            stored_KTD = self._take_in(layer, i, k_TKD, v_TKD)
+            if len(q_THD):
+                plans[i] = self._plan(layer, i, q_THD, stored_KTD, slopes_H, scale)
+        for indices in _together(plans, backend):
+            parts = [(self._place(i), plans[i], q_RHD[q_rows[i]]) for i in indices]
+            if backend is None and plans[indices[0]].num_queries <= MOST_QUERIES:
                 outs = _decode(self.pool, layer, parts, self._stops_of(indices), slopes_H, scale)
             else:
                 outs = [_read(self.pool, layer, *parts[0], slopes_H, scale, backend)]
             if len(self.segments) == 1:
                 return outs[0].view_as(q_BTHD)
             for i, out_THD in zip(indices, outs, strict=True):
-                out_RHD[self._rows[i]] = out_THD
+                out_RHD[q_rows[i]] = out_THD
         return out_RHD.view_as(q_BTHD)
 
     def _place(self, i: int) -> PlacedTable:
@@ -127,13 +153,6 @@ class KVCache:
             self._stops[key] = upload(stops, self.pool.keys.data_PWD.device)
         return self._stops[key]
 
-    def _together(self, indices: list[int], backend: Backend | None) -> list[list[int]]:
-        """Segments that go through one call: few tokens, and equally many."""
-        order = sorted(indices, key=lambda i: self.segments[i].num_tokens)
-        groups = [list(group) for _, group in groupby(order, key=lambda i: self.segments[i].num_tokens)]
-        few = [g for g in groups if backend is None and self.segments[g[0]].num_tokens <= MOST_QUERIES]
-        return few + [[i] for g in groups if g not in few for i in g]
-
     def _decode_natively(
         self, layer: int, segment: Segment, qkv: tuple[Tensor, Tensor, Tensor], slopes_H: Tensor, scale: float
     ) -> Tensor:
@@ -148,10 +167,8 @@ class KVCache:
             segment.reads.count(visited_H, dense, decoded.omitted_mass_H)
         return decoded.out_THD
 
-    def _take_in(
-        self, layer: int, i: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, slopes_H: Tensor, scale: float
-    ) -> ReachPlan:
-        """Write new keys and values, bring the bounds of their pages up to date, and plan how far to look back."""
+    def _take_in(self, layer: int, i: int, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """Write new keys and values, and bring the bounds of their pages up to date; stored_KTD, the keys."""
         segment, placed, pool = self.segments[i], self._place(i), self.pool
         table = segment.table
         first, inside = divmod(table.num_tokens, PAGE_TOKENS)
@@ -162,19 +179,36 @@ class KVCache:
         if self.bounds is not None:
             scores_HP = self.bounds.largest_of_pages(layer, stored_KTD, inside)
             _raise_pages(table.scores_LHP[layer], scores_HP, first, inside)
+        return stored_KTD
+
+    def _plan(self, layer: int, i: int, q_THD: Tensor, stored_KTD: Tensor, slopes_H: Tensor, scale: float) -> ReachPlan:
+        """How far the last tokens, whose queries these are, must look back."""
+        segment, num_queries = self.segments[i], len(q_THD)
         plan = plan_reach(
             q_THD[None],
-            stored_KTD.transpose(0, 1)[None],
-            table.norms_LKP[layer, :, :stop],
+            stored_KTD[:, -num_queries:].transpose(0, 1)[None],
+            segment.table.norms_LKP[layer, :, : -(-segment.stop // PAGE_TOKENS)],
             slopes_H,
             scale=scale,
             epsilon=self.epsilon,
             num_keys=segment.stop,
         )
-        plan = _within(plan, placed.first_live_LK[layer], self.epsilon)
+        plan = _within(plan, self._place(i).first_live_LK[layer], self.epsilon)
         if segment.reads is not None:
             segment.reads.add(plan)
         return plan
+
+
+def _one_behind_the_other(counts: Iterable[int]) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(accumulate(counts, initial=0))]
+
+
+def _together(plans: Mapping[int, ReachPlan], backend: Backend | None) -> list[list[int]]:
+    """Segments, by their number, that go through one call: few queries, and equally many."""
+    order = sorted(plans, key=lambda i: plans[i].num_queries)
+    groups = [list(group) for _, group in groupby(order, key=lambda i: plans[i].num_queries)]
+    few = [g for g in groups if backend is None and plans[g[0]].num_queries <= MOST_QUERIES]
+    return few + [[i] for g in groups if g not in few for i in g]
 
 
 def _raise_pages(kept_HP: Tensor, new_HP: Tensor, first: int, inside: int) -> None:

@@ -22,10 +22,11 @@ from epilogue.kernels.model_step import (
 from epilogue.kernels.paged_attention import MOST_QUERIES, PAGE_TOKENS
 from epilogue.kernels.quant_linear import QuantWeight
 from epilogue.kernels.quant_linear.parts import takes_few_rows
+from epilogue.model.blocks import Attention, Block
 from epilogue.model.eviction import EvictionBounds
 from epilogue.model.kv_cache import Segment
 from epilogue.model.linear import CodedCopy, Linear, NarrowCopy, QuantLinear
-from epilogue.model.mpt import MPT, Attention, Block
+from epilogue.model.mpt import MPT
 from epilogue.model.norms import RMSNorm
 from epilogue.model.page_pool import PagePool
 

@@ -34,5 +34,9 @@ class Past(Lookback, Protocol):
     def num_tokens(self) -> int:
         """Tokens of the longest sequence behind this pass."""
 
+    @property
+    def wanted(self) -> list[slice] | None:
+        """The tokens whose results anybody wants; None if all are. The last layer computes no others."""
+
     def positions(self) -> Tensor:
         """positions_BT of the new tokens, for a model that has learned them."""

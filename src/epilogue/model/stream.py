@@ -5,6 +5,7 @@ GPU does it by the way: a step of few tokens is bound by its launches, sums of m
 sum is rounded the same wherever it is made.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,3 +50,12 @@ class Stream(NamedTuple):
 def lets_terms_wait(x_BTC: Tensor) -> bool:
     """Whether terms may wait from block to block: on a CPU those of many rows would keep memory for nothing."""
     return not torch.is_grad_enabled() and (x_BTC.is_cuda or x_BTC.shape[:-1].numel() <= MOST_ROWS)
+
+
+def picked(x: Tensor, tokens: Sequence[slice] | None) -> Tensor:
+    """Those tokens of a stream or of queries, [B, T, ...], one behind the other; all if None."""
+    if tokens is None:
+        return x
+    if len(tokens) == 1:
+        return x[:, tokens[0]]
+    return torch.cat([x[:, :0], *(x[:, some] for some in tokens)], dim=1)

@@ -135,6 +135,10 @@ class TokenStep:
         return (page_LBK * PAGE_TOKENS + (last_B % PAGE_TOKENS)[:, None]).flatten(1)
 
     @property
+    def wanted(self) -> None:
+        """All."""
+
+    @property
     def num_tokens(self) -> int:
         """0: how many there are is known on the device alone, and whoever runs the pass looks to it."""
         return 0

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from epilogue.kernels.paged_attention import Storage
+from epilogue.model.blocks import Attention, Block
 from epilogue.model.config import MPTConfig
 from epilogue.model.eviction import EvictionBounds
-from epilogue.model.mpt import MPT, Attention, Block
+from epilogue.model.mpt import MPT
 
 _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """By what share a norm, a projection or a clamp may be off when a block computes in a dtype. Some units in the last

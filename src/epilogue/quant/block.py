@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from epilogue.model.mpt import Block
+from epilogue.model.blocks import Block
 from epilogue.quant.activations import Activations
 
 # Tokens that go through the feed-forward at once.

@@ -25,7 +25,7 @@ from epilogue.checkpoint.parts import Parts
 from epilogue.checkpoint.save import config_json, write_directory
 from epilogue.errors import CheckpointError
 from epilogue.model import QUANTISED_LAYERS, MPTConfig, Quantization, QuantWeight, dense
-from epilogue.model.mpt import Block
+from epilogue.model.blocks import Block
 from epilogue.quant.activations import Activations
 from epilogue.quant.block import advance, quantise_block
 from epilogue.quant.gptq import Scheme, output_error, round_to_nearest, solve
