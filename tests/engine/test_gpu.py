@@ -139,7 +139,7 @@ def test_a_chunk_runs_while_the_next_one_is_prepared(wide_mpt: MPT) -> None:
     engine = make(wide_mpt.bfloat16(), storage="int8", chunk_tokens=300, spacings=())
     engine.open_book(book)  # compiles
     sequence = engine.enter(book[::-1])
-    engine.model.transformer.norm_f.register_forward_pre_hook(lambda *_: torch.cuda._sleep(200_000_000))
+    engine.model.transformer.blocks[-1].norm_1.register_forward_pre_hook(lambda *_: torch.cuda._sleep(200_000_000))
     for _ in range(4):
         with no_waiting():
             engine.advance(sequence)

@@ -1,6 +1,11 @@
-"""Two GPUs train what one trains, but for bf16's rounding, and go on to the bit."""
+"""Two GPUs train what one trains, but for bf16's rounding, and go on to the bit.
+
+Run as a module this is what torchrun starts: all layouts one after the other, since processes and kernels take longer
+to come up than to train so little.
+"""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,72 +15,73 @@ from typing import Any
 import pytest
 import torch
 
-from train.material import write_shards
+from epilogue.train import ModelRecipe, OptimizerRecipe, ParallelRecipe, Progress, Recipe, Trainer, joined_processes
+from epilogue.train.recipe_parts import MemoryRecipe
+from train.material import tiny_recipe, write_shards
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
-]
 STEPS = 12
+LAYOUTS = {
+    1: {"alone": ParallelRecipe()},
+    2: {"shard": ParallelRecipe(shard=2), "context": ParallelRecipe(context=2)},
+}
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Books of which rows hold several."""
-    folder = tmp_path_factory.mktemp("packed")
-    for name in ("train", "validation"):
-        write_shards(folder / name, num_books=40, sentences=4)
-    return folder
+def recipe_for(shards: Path, out: Path, **changes: Any) -> Recipe:
+    """With all that MPT-7B's finetuning has, but its size; of rows several books."""
+    return tiny_recipe(
+        shards, out, steps=STEPS, context_tokens=512, batch_tokens=4096, micro_batch_tokens=1024,
+        model=ModelRecipe(size="tiny", set={"d_model": 256, "n_heads": 4, "attn_config": {"clip_qkv": 1.0}}),
+        optimizer=OptimizerRecipe(name="adamw", learning_rate=1e-3),
+        memory=MemoryRecipe(checkpointing="selective", mlp_tile_tokens=128),
+        epsilon=1e-6, save_every_steps=STEPS // 2, evaluate_tokens=1024, **changes,
+    )  # fmt: skip
 
 
-def write_recipe(shards: Path, out: Path, **changes: Any) -> Path:
-    """With all that MPT-7B's finetuning has, but its size."""
-    recipe = {
-        "train_shards": str(shards / "train"),
-        "validation_shards": str(shards / "validation"),
-        "out": str(out),
-        "steps": STEPS,
-        "context_tokens": 512,
-        "batch_tokens": 4096,
-        "micro_batch_tokens": 1024,
-        "model": {"size": "tiny", "set": {"d_model": 256, "n_heads": 4, "attn_config": {"clip_qkv": 1.0}}},
-        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
-        "memory": {"checkpointing": "selective", "mlp_tile_tokens": 128},
-        "epsilon": 1e-6,
-        "warmup_steps": 2,
-        "evaluate_tokens": 1024,
-        "save_every_steps": STEPS // 2,
-        "device": "cuda",
-    } | changes
-    path = out.with_suffix(".yaml")
-    path.write_text(json.dumps(recipe))  # JSON is YAML
-    return path
+def losses_of(recipe: Recipe) -> list[float]:
+    """Of the steps that are still to be taken; the first process knows them."""
+    seen: list[Progress] = []
+    Trainer(recipe).run(on_step=seen.append)
+    return [progress.loss for progress in seen]
 
 
-def train(recipe: Path, *, processes: int) -> list[float]:
-    """The losses of all steps that its log knows."""
+def main(folder: Path, device: str) -> None:
+    found = {}
+    with joined_processes(device):
+        for name, parallel in LAYOUTS[int(os.environ.get("WORLD_SIZE", "1"))].items():
+            recipe = recipe_for(folder, folder / name, device=device, parallel=parallel)
+            losses = losses_of(recipe)
+            if losses:
+                shutil.rmtree(folder / name / f"step-{STEPS:07d}")
+            found[name] = {"losses": losses, "again": losses_of(recipe)}
+    if found["alone" if "alone" in found else "shard"]["losses"]:
+        print(json.dumps(found))
+
+
+def trained_on(folder: Path, *, processes: int, device: str = "cuda") -> Any:
     start = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
-    command = [sys.executable, "-m", *start, "epilogue.train", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    path = os.pathsep.join(["src", "tests", *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", *start, "train.test_parallel_gpu", str(folder), device],
+        cwd=Path(__file__).parents[2], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    log = Path(json.loads(recipe.read_text())["out"]) / "log.jsonl"
-    return [entry["loss"] for line in log.read_text().splitlines() if "loss" in (entry := json.loads(line))]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def alone(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    return train(write_recipe(packed, tmp_path_factory.mktemp("alone") / "run"), processes=1)
+@pytest.mark.gpu
+def test_two_gpus_train_what_one_trains(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    for name in ("train", "validation"):
+        write_shards(tmp_path / name, num_books=40, sentences=4)
+    alone, found = trained_on(tmp_path, processes=1)["alone"], trained_on(tmp_path, processes=2)
+    assert len(alone["losses"]) == STEPS
+    assert alone["losses"][-1] < 0.7 * alone["losses"][0]
+    for run in (alone, found["shard"], found["context"]):
+        assert run["losses"] == pytest.approx(alone["losses"], rel=1e-2)
+        assert run["again"] == run["losses"][STEPS // 2 :], "gone on with from the step in the middle, to the bit"
 
 
-@pytest.mark.parametrize("parallel", [{"shard": 2}, {"context": 2}], ids=str)
-def test_two_gpus_train_what_one_trains(
-    packed: Path, alone: list[float], tmp_path: Path, parallel: dict[str, int]
-) -> None:
-    recipe = write_recipe(packed, tmp_path / "run", parallel=parallel)
-    found = train(recipe, processes=2)
-    assert len(found) == len(alone) == STEPS
-    assert alone[-1] < 0.7 * alone[0]
-    assert found == pytest.approx(alone, rel=1e-2)
-    shutil.rmtree(tmp_path / f"run/step-{STEPS:07d}")
-    again = train(recipe, processes=2)
-    assert again[STEPS:] == found[STEPS // 2 :], "gone on with from the step in the middle, to the bit"
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
