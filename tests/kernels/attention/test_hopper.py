@@ -155,6 +155,24 @@ def test_the_bias_falls_by_the_slope_a_token_however_far(
             assert (off <= 2.0**-23 * (np.abs(wanted) + slopes[head])).all()
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 32), (12, 4), (6, 1), (5, 5), (9, 3), (1, 1)])
+def test_flat_heads_go_ahead_of_steep_ones(heads: int, kv_heads: int) -> None:
+    """Every head once, with its own keys, and the flattest one in what takes precedence."""
+    slopes, group = alibi_slopes(heads).tolist(), heads // kv_heads
+    for num_queries in (1, 300, 5000):
+        q, k = torch.empty(1, num_queries, heads, 8), torch.empty(1, 9000, kv_heads, 8)
+        parts = hopper.head_parts(q, k)
+        taken = [range(heads)[part] for part, _ in parts]
+        assert sorted(head for some in taken for head in some) == list(range(heads))
+        assert slopes.index(min(slopes)) in taken[0]
+        assert len(parts) == 1 or num_queries > 300
+        for some, (_, kv_part) in zip(taken, parts, strict=True):
+            of_keys = range(kv_heads)[kv_part]
+            assert [head // group for head in some] == [
+                of_keys[i * len(of_keys) // len(some)] for i in range(len(some))
+            ]
+
+
 def test_packed_documents_are_refused() -> None:
     q, k, v = random_inputs(20, 20, heads=2, dtype=torch.bfloat16)
     starts = torch.zeros(1, 20, dtype=torch.int64)
@@ -171,6 +189,8 @@ def test_packed_documents_are_refused() -> None:
         (257, 513, 3, 3, 64, torch.bfloat16),
         (300, 1000, 8, 2, 128, torch.bfloat16),
         (1000, 1000, 12, 12, 96, torch.bfloat16),
+        (2100, 2500, 8, 2, 128, torch.bfloat16),
+        (2048, 2048, 6, 1, 64, torch.bfloat16),
     ],
 )
 @pytest.mark.parametrize("planned", [False, True])
