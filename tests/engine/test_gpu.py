@@ -127,7 +127,7 @@ def test_a_chunk_is_read_without_waiting(wide_mpt: MPT, storage: Storage) -> Non
     engine.advance(sequence)
     for start in (300, 600):
         engine.pages.grow(sequence.table, 300)
-        segments = [Segment(sequence.table, 300, sequence.reads)]
+        segments = [Segment(sequence.table, 300, sequence.reads, num_wanted=0)]
         with no_waiting(), torch.inference_mode():
             engine._stepper._run(segments, sequence.ids[start : start + 300])
         sequence.table.num_tokens += 300
@@ -205,8 +205,8 @@ def test_a_long_text_is_read_with_plans(wide_mpt: MPT) -> None:
     book = torch.randint(0, 61, (3000,), generator=torch.Generator().manual_seed(3)).tolist()
     gpu, cpu = make(wide_mpt, chunk_tokens=512), Engine(MPT(wide_mpt.config).eval(), num_pages=2000)
     cpu.model.load_state_dict({name: x.cpu() for name, x in wide_mpt.state_dict().items()})
-    one, other = gpu.open_book(book).logits_V, cpu.open_book(book).logits_V
-    assert one is not None
-    assert other is not None
-    torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
+    text, same = gpu.open_book(book), cpu.open_book(book)
+    assert text.logits_V is not None
+    assert same.logits_V is not None
+    torch.testing.assert_close(text.logits_V.cpu(), same.logits_V, rtol=1e-3, atol=1e-3)
     assert gpu.stats().share_visited < 1

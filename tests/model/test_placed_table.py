@@ -50,13 +50,15 @@ class Sent(TorchDispatchMode):
         return out
 
 
-def num_sent(n_layers: int, segments: list[tuple[PageTable, int]]) -> int:
+def num_sent(n_layers: int, segments: list[tuple[PageTable, int]], *, num_wanted: int | None = None) -> int:
+    """Of the first one, with so many results wanted of it."""
     model = MPT(config(n_layers)).eval()
     bounds = bounds_of(model, "int8")
     on_meta = {x.name: getattr(bounds, x.name) for x in fields(bounds) if isinstance(getattr(bounds, x.name), Tensor)}
     bounds = replace(bounds, **{name: x.to(META) for name, x in on_meta.items()})
     pool = PagePool(model.config, num_pages=200, storage="int8", device=META)
     parts = [Segment(table, num_tokens, Reads.none(4)) for table, num_tokens in segments]
+    parts[0] = replace(parts[0], num_wanted=num_wanted)
     ids = torch.zeros(1, sum(num_tokens for _, num_tokens in segments), dtype=torch.int64, device=META)
     model.to(META)
     with torch.inference_mode(), Sent() as sent:
@@ -66,8 +68,12 @@ def num_sent(n_layers: int, segments: list[tuple[PageTable, int]]) -> int:
 
 @pytest.mark.parametrize("num_tokens", [3, MOST_QUERIES + 1, PAGE_TOKENS + 100])
 def test_a_pass_reads_nothing_back_and_sends_no_more_for_more_layers(num_tokens: int) -> None:
-    counts = [num_sent(layers, [(a_table(META, layers), num_tokens), (a_table(META, layers), 1)]) for layers in (1, 5)]
-    assert counts[0] == counts[1]
+    for wanted in (None, 0, 1) if num_tokens > MOST_QUERIES else (None,):
+        counts = [
+            num_sent(layers, [(a_table(META, layers), num_tokens), (a_table(META, layers), 1)], num_wanted=wanted)
+            for layers in (2, 5)
+        ]
+        assert counts[0] == counts[1]
 
 
 def test_what_is_placed_is_what_the_table_says() -> None:

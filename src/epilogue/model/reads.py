@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from epilogue.model.placed_table import upload
 from epilogue.model.reach import ReachPlan
 
 
@@ -34,8 +35,8 @@ class Reads:
             omitted_mass: certified shares of probability that were left out, of any shape.
         """
         # After the first call the sums are where the counts are.
-        self._visited_H = self._visited_H.to(visited_H.device) + visited_H
-        self._mass = torch.maximum(self._mass.to(omitted_mass.device), omitted_mass.max().double())
+        self._visited_H = _placed(self._visited_H, visited_H.device) + visited_H
+        self._mass = torch.maximum(_placed(self._mass, omitted_mass.device), omitted_mass.max().double())
         self._dense_H = self._dense_H + dense
 
     def add_all(self, other: "Reads") -> None:
@@ -63,3 +64,7 @@ class Reads:
     def share(self) -> float:
         """Of all keys that a model without reach would have looked at; 1 before anything was read."""
         return float(self.visited_H.sum() / self.dense_H.sum()) if self.dense_H.any() else 1.0
+
+
+def _placed(x: Tensor, device: torch.device) -> Tensor:
+    return x if x.device == device else upload(x, device)
