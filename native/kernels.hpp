@@ -88,21 +88,18 @@ struct QuantRows {
 
 // Neighbouring queries of one head, fp32, and what they see; strides are in floats, from one token to the next.
 struct Queries {
-    const float *q, *k, *v;
+    const float *q, *k, *v;           // keys and values one after the other, or null: in pools
     float* out;
     std::int64_t q_stride, k_stride, v_stride, out_stride;
-    const std::int64_t* pages;        // where each page of keys and values is, in pages; null: one after the other
+    const Pool *keys, *values;
+    const std::int64_t* pages;        // of each page its place in the pools
     std::int64_t count;
     std::int64_t position;            // of the first query: it sees no key behind its own position
     const std::int64_t* first_key;    // [count]: the oldest key that each sees, at most its own position
     int head_dim;
     float slope, scale;
     float* buffer;                    // prefill_floats(count, head_dim) to work in, on a cache line
-
-    // Of the page that begins at key `start`.
-    std::int64_t place(std::int64_t start) const { return pages == nullptr ? start : pages[start / kPageTokens] * kPageTokens; }
-    const float* keys_from(std::int64_t start) const { return k + place(start) * k_stride; }
-    const float* values_from(std::int64_t start) const { return v + place(start) * v_stride; }
+    float* page_room;                 // [2 * kPageTokens * head_dim]: a page's keys and its values where they are codes
 };
 
 struct Kernels {

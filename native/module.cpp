@@ -147,12 +147,17 @@ NB_MODULE(_native, m) {
         reach_decode(d, kernels);
         return true;
     });
+    // Keys and values are places, or pools with the pages that they lie on.
     m.def("prefill", [](nb::tuple q, nb::tuple k, nb::tuple v, nb::tuple out, nb::tuple pages, std::uintptr_t slopes,
                         nb::tuple first_key, std::uintptr_t document_start, nb::tuple sizes, double scale, int threads,
                         const char* name) {
         const auto size = [&](int i) { return nb::cast<std::int64_t>(sizes[i]); };
-        const Prefill p{heads_of<const float>(q), heads_of<const float>(k), heads_of<const float>(v),
-                        heads_of<float>(out), at<const std::int64_t>(pages[0]), nb::cast<std::int64_t>(pages[1]),
+        const bool is_paged = nb::len(pages) > 0;
+        const Prefill p{heads_of<const float>(q), is_paged ? Heads<const float>{} : heads_of<const float>(k),
+                        is_paged ? Heads<const float>{} : heads_of<const float>(v), heads_of<float>(out),
+                        is_paged ? pool_of(k) : Pool{}, is_paged ? pool_of(v) : Pool{},
+                        is_paged ? at<const std::int64_t>(pages[0]) : nullptr,
+                        is_paged ? nb::cast<std::int64_t>(pages[1]) : 0,
                         at<const float>(slopes), at<const std::int64_t>(first_key[0]),
                         at<const std::int64_t>(document_start), size(0), size(1), size(2), size(3), size(4),
                         nb::cast<std::int64_t>(first_key[1]), int(size(5)), float(scale), threads};

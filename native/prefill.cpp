@@ -65,16 +65,20 @@ void run(const Prefill& p, const Piece& piece, const Kernels& kernels) {
     for (std::int64_t t = piece.start; t < piece.stop; ++t) first[t - piece.start] = first_key(p, b, h, t);
     Queries s;
     s.q = p.q.at(b, piece.start, h), s.q_stride = p.q.token;
-    s.k = p.k.at(b, 0, kv), s.k_stride = p.k.token;
-    s.v = p.v.at(b, 0, kv), s.v_stride = p.v.token;
+    const bool is_paged = p.pages != nullptr;
+    s.k = is_paged ? nullptr : p.k.at(b, 0, kv), s.k_stride = p.k.token;
+    s.v = is_paged ? nullptr : p.v.at(b, 0, kv), s.v_stride = p.v.token;
+    s.keys = &p.keys, s.values = &p.values;
+    s.pages = is_paged ? p.pages + kv * p.pages_stride : nullptr;
     s.out = p.out.at(b, piece.start, h), s.out_stride = p.out.token;
-    s.pages = p.pages == nullptr ? nullptr : p.pages + kv * p.pages_stride;
     s.count = piece.stop - piece.start;
     s.position = p.num_keys - p.num_queries + piece.start;
     s.first_key = first;
     s.head_dim = p.head_dim;
     s.slope = p.slopes[h], s.scale = p.scale;
-    s.buffer = room_for(kernels.prefill_floats(s.count, s.head_dim));
+    const std::int64_t page_floats = 2 * kPageTokens * std::int64_t(s.head_dim);  // whole cache lines
+    s.page_room = room_for(page_floats + kernels.prefill_floats(s.count, s.head_dim));
+    s.buffer = s.page_room + page_floats;
     kernels.prefill(s);
 }
 

@@ -14,9 +14,10 @@ struct Heads {
 
 // What epilogue.kernels.attention takes.
 struct Prefill {
-    Heads<const float> q, k, v;
+    Heads<const float> q, k, v;          // k and v without data: they are in pools
     Heads<float> out;
-    const std::int64_t* pages;           // [num_kv_heads, pages_stride], or null: Queries::pages; no page is there if it is -1
+    Pool keys, values;
+    const std::int64_t* pages;           // [num_kv_heads, pages_stride]: Queries::pages; no page is there if it is -1
     std::int64_t pages_stride;
     const float* slopes;                 // [H]
     const std::int64_t* first_key;       // [H, tiles], or null

@@ -280,9 +280,9 @@ def _read(
     """Many tokens of one sequence: from the pages where they lie, or gathered for neighbouring heads with one edge."""
     # Where another head's page was evicted nothing is read: the plan visits only pages that are live.
     ids_KP = placed.ids_LKP[layer]
-    if backend is None and reads_pages(q_THD, pool.keys.data_PWD):
+    if backend is None and reads_pages(q_THD, pool.keys):
         return attention_over_pages(
-            q_THD, pool.keys.data_PWD, pool.values.data_PWD, ids_KP, slopes_H,
+            q_THD, pool.keys, pool.values, ids_KP, slopes_H,
             num_keys=plan.num_keys, scale=scale, first_key_HN=plan.first_key_HN,
         )  # fmt: skip
     group = q_THD.shape[1] // len(ids_KP)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from epilogue.kernels.attention import attention, attention_over_pages, op, reads_pages
 from epilogue.kernels.attention.native import attention_native
+from epilogue.kernels.paged_attention import Storage, allocate_pages, gather_pages, write_pages
 from epilogue.model import alibi_slopes
 from kernels.attention.exactness import (
     assert_within_twice_the_error,
@@ -169,22 +170,48 @@ def test_a_query_does_not_depend_on_others_nor_on_threads() -> None:
     assert torch.equal(whole[:, 256:], cut)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_keys_that_stay_on_their_pages(kv_heads: int) -> None:
+@each_instruction_set
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 24), (2, 64), (4, 20)])
+def test_keys_that_stay_on_their_pages(storage: Storage, kv_heads: int, head_dim: int, instructions: str) -> None:
     """To the bit as gathered ones, whatever stands on pages that are nobody's and where the plan does not look."""
-    q, k, v = random_inputs(300, 1000, heads=4, kv_heads=kv_heads, head_dim=24)
+    q, k, v = random_inputs(300, 1000, heads=4, kv_heads=kv_heads, head_dim=head_dim)
     edges = torch.tensor([[256, 512], [128, 512], [512, 512], [128, 256]])
-    padded = [torch.nn.functional.pad(x[0], (0, 0, 0, 0, 0, 24), value=torch.nan) for x in (k, v)]
     ids_KP = 1 + torch.randperm(kv_heads * 8).view(kv_heads, 8)
-    pools = [torch.full((2 + kv_heads * 8, 128, 24), torch.nan) for _ in padded]
-    for pool, x_SKD in zip(pools, padded, strict=True):
-        pool[ids_KP] = x_SKD.transpose(0, 1).unflatten(1, (8, 128))
+    pools = [allocate_pages(2 + kv_heads * 8, head_dim, storage) for _ in "kv"]
+    for pool, x in zip(pools, (k, v), strict=True):
+        for part in (pool.data_PWD, pool.scale_PW, pool.zero_PW):
+            if part is not None:
+                part.fill_(torch.nan if part.is_floating_point() else 77)
+        write_pages(pool, x[0].transpose(0, 1), ids_KP, 0)
+    k, v = (gather_pages(pool, ids_KP)[:, :1000].transpose(0, 1)[None] for pool in pools)
     ids_KP[:, 0] = -1
+    options = {"scale": 0.25, "first_key_HN": edges}
     assert reads_pages(q[0], pools[0])
     ours = attention_over_pages(
-        q[0], *pools, ids_KP, alibi_slopes(4), num_keys=1000, scale=0.25, first_key_HN=edges
+        q[0], *pools, ids_KP, alibi_slopes(4), num_keys=1000, instructions=instructions, **options
     )  # fmt: skip
-    assert torch.equal(ours, attention_native(q, k, v, alibi_slopes(4), scale=0.25, first_key_HN=edges)[0])
+    if storage == "int4":
+        truth = attention(q.double(), k.double(), v.double(), alibi_slopes(4), backend="reference", **options)
+        assert_within_twice_the_error([ours[None]], [sdpa(q, k, v, alibi_slopes(4), **options)], [truth])
+    else:
+        gathered = attention_native(q, k, v, alibi_slopes(4), instructions=instructions, **options)
+        assert torch.equal(ours, gathered[0])
+
+
+def test_bf16_queries_read_bf16_pages_in_place_and_no_codes() -> None:
+    """Whose numbers would be fp32."""
+    q, k, v = random_inputs(300, 300, heads=2, dtype=torch.bfloat16)
+    pages = {storage: allocate_pages(6, q.shape[3], storage) for storage in ("float32", "bfloat16", "int8", "int4")}
+    assert [storage for storage, pool in pages.items() if reads_pages(q[0], pool)] == ["bfloat16"]
+    pools, ids_KP = [allocate_pages(6, q.shape[3], "bfloat16") for _ in "kv"], torch.arange(6).view(2, 3)
+    for pool, x in zip(pools, (k, v), strict=True):
+        write_pages(pool, x[0].transpose(0, 1), ids_KP, 0)
+    edges = torch.zeros(2, 2, dtype=torch.int64)
+    ours = attention_over_pages(
+        q[0], *pools, ids_KP, alibi_slopes(2), num_keys=300, scale=0.25, first_key_HN=edges
+    )  # fmt: skip
+    assert torch.equal(ours, attention_native(q, k, v, alibi_slopes(2), scale=0.25)[0])
 
 
 def test_numbers_that_lie_anyhow() -> None:

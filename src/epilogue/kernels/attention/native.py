@@ -8,6 +8,7 @@ from torch import Tensor
 
 from epilogue.kernels.attention.tiles import TILE_TOKENS
 from epilogue.kernels.extension import native_is_available, native_module
+from epilogue.kernels.paged_attention import PageTensors, rotate
 
 FEW_QUERIES = 16
 """With so few of them most lanes of the vectors of queries would be empty."""
@@ -47,53 +48,60 @@ def attention_native(
     if q_BTHD.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"wanted fp32 or bf16 queries, got {q_BTHD.dtype}")
     q, k, v = (_dense_rows(x.detach()) for x in (q_BTHD, k_BSKD, v_BSKD))
-    places = (_place(k), _place(v), (0, 0))
+    places = (_place(k), _place(v), ())
     sizes = (*q.shape[:2], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
     out = _call(q, places, sizes, slopes_H, scale, first_key_HN, document_start_BT, instructions)
     return out.to(q_BTHD.dtype)
 
 
-def reads_pages(q_THD: Tensor, pages_PWD: Tensor) -> bool:
-    """Whether ``attention_over_pages`` runs these queries over these pages."""
-    are_fp32 = q_THD.dtype == pages_PWD.dtype == torch.float32 and pages_PWD.device.type == "cpu"
-    return are_fp32 and len(q_THD) > FEW_QUERIES and runs_natively(q_THD)
+def reads_pages(q_THD: Tensor, pages: PageTensors) -> bool:
+    """Whether ``attention_over_pages`` runs these queries over these pages.
+
+    bf16 queries only over bf16 pages: codes would be fp32 numbers, which take longer to multiply than bf16 ones do.
+    """
+    is_made_for = q_THD.dtype == torch.float32 or q_THD.dtype == pages.data_PWD.dtype
+    is_on_cpu = pages.data_PWD.device.type == "cpu"
+    return is_on_cpu and is_made_for and len(q_THD) > FEW_QUERIES and runs_natively(q_THD)
 
 
 def attention_over_pages(
     q_THD: Tensor,
-    k_PWD: Tensor,
-    v_PWD: Tensor,
+    keys: PageTensors,
+    values: PageTensors,
     page_ids_KP: Tensor,
     slopes_H: Tensor,
     *,
     num_keys: int,
     scale: float,
     first_key_HN: Tensor,
+    instructions: str = "",
 ) -> Tensor:
-    """``attention`` of one sequence whose keys and values stay where they are: the same bits as of gathered pages.
+    """``attention`` of one sequence whose keys and values stay where they are, codes or numbers.
+
+    The same bits as of gathered pages, but for int4: there queries are rotated, as keys are, and not every key back.
 
     Args:
-        q_THD: fp32, the last T of ``num_keys`` positions.
-        k_PWD: fp32, contiguous: a pool of pages of 128 tokens.
-        v_PWD: as the keys.
+        q_THD: fp32 or bf16, the last T of ``num_keys`` positions.
+        keys: a pool, contiguous.
+        values: as the keys.
         page_ids_KP: int64, for every key head its pages in token order; what is before a plan's edge may be -1.
         slopes_H: fp32.
         num_keys: S.
         scale: factor on q.k.
         first_key_HN: a plan, as ``attention`` takes it.
+        instructions: names an instruction set, the best one if empty.
 
     Returns:
-        out_THD, fp32, without a gradient.
+        out_THD in the dtype of the queries, without a gradient.
     """
+    are_rotated = keys.storage == "int4"
     q, ids_KP = _dense_rows(q_THD.detach())[None], page_ids_KP.contiguous()
-    head_dim = q.shape[3]
-    places = (
-        (k_PWD.data_ptr(), 0, head_dim, 0),
-        (v_PWD.data_ptr(), 0, head_dim, 0),
-        (ids_KP.data_ptr(), ids_KP.shape[1]),
-    )
-    sizes = (1, q.shape[1], num_keys, q.shape[2], len(ids_KP), head_dim)
-    return _call(q, places, sizes, slopes_H, scale, first_key_HN, None, "")[0]
+    if are_rotated:
+        q = rotate(q)
+    sizes = (1, q.shape[1], num_keys, q.shape[2], len(ids_KP), q.shape[3])
+    places = (keys.addresses(), values.addresses(), (ids_KP.data_ptr(), ids_KP.shape[1]))
+    out = _call(q, places, sizes, slopes_H, scale, first_key_HN, None, instructions)[0]
+    return (rotate(out) if are_rotated else out).to(q_THD.dtype)
 
 
 def _call(
@@ -106,7 +114,7 @@ def _call(
     document_start_BT: Tensor | None,
     instructions: str,
 ) -> Tensor:
-    """out_BTHD, fp32; ``places`` are those of keys, of values, and of the pages they lie on, if they do."""
+    """out_BTHD, fp32; ``places`` are those of keys and of values, or their pools and where their pages are."""
     first_key, document_start = (None if x is None else x.contiguous() for x in (first_key_HN, document_start_BT))
     slopes_H = slopes_H.contiguous()
     out = torch.empty(q_BTHD.shape)

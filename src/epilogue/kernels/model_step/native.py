@@ -20,7 +20,6 @@ from epilogue.kernels.quant_linear import QuantWeight
 from epilogue.kernels.quant_linear.parts import WeightParts, takes_few_rows
 
 _NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
 
 
 class StepResults(NamedTuple):
@@ -68,7 +67,7 @@ class StepModel:
         assert module is not None
         module.kernels(instructions)
         self._module = module
-        self._pools = _pool(keys), _pool(values)
+        self._pools = keys.addresses(), values.addresses()
         self._bounds = () if bounds is None else _bounds(bounds)
         w, width = weights, weights.num_heads * weights.head_dim
         if {keys.head_dim, values.head_dim} != {w.head_dim} or w.token_embedding_VC.shape[1] != width:
@@ -166,11 +165,6 @@ def _norm(norm: NormWeights | None) -> tuple[Any, ...]:
     if norm is None:
         return ()
     return _address(norm.gain_C), _address(norm.bias_C), len(norm.gain_C), norm.eps, not norm.has_mean
-
-
-def _pool(pages: PageTensors) -> tuple[int, int, int, int, int]:
-    data = pages.data_PWD
-    return data.data_ptr(), _address(pages.scale_PW), _address(pages.zero_PW), data.shape[0], _STORAGES[data.dtype]
 
 
 def _bounds(bounds: StepBounds) -> tuple[Any, ...]:

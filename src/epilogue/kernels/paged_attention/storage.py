@@ -23,6 +23,7 @@ _DTYPES: dict[Storage, torch.dtype] = {
     "int8": torch.int8,
     "int4": torch.uint8,
 }
+"""In the order of their numbers in C++ (native/kernels.hpp)."""
 # A scale is never below the smallest normal number, nor a zero point beyond 2^20, where fp32 still tells codes apart.
 _SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 _SMALLEST_STEP = 2.0**-20
@@ -59,6 +60,11 @@ class PageTensors:
     def head_dim(self) -> int:
         """Width of a head."""
         return self.data_PWD.shape[2] * (2 if self.storage == "int4" else 1)
+
+    def addresses(self) -> tuple[int, int, int, int, int]:
+        """For C++: where codes, scales and zero points are (0: nowhere), how many pages, the storage's number."""
+        data, scale, zero = (0 if x is None else x.data_ptr() for x in (self.data_PWD, self.scale_PW, self.zero_PW))
+        return data, scale, zero, len(self.data_PWD), tuple(_DTYPES).index(self.storage)
 
     def rows(self, page_ids: Tensor) -> Rows:
         """The listed pages as they are stored, [..., W, D] for ids [...]: a copy."""

@@ -9,8 +9,6 @@ from epilogue.kernels.extension import native_module
 from epilogue.kernels.paged_attention import PageTensors
 from epilogue.kernels.reach_decode.tables import Decoded, LayerTable, ScoreBounds
 
-_STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.uint8: 3}
-
 
 def reach_decode_native(
     q_THD: Tensor,
@@ -43,8 +41,8 @@ def reach_decode_native(
         (q.data_ptr(), q.stride(0)),
         (k.data_ptr(), k.stride(0)),
         (v.data_ptr(), v.stride(0)),
-        _pool(keys),
-        _pool(values),
+        keys.addresses(),
+        values.addresses(),
         (table.ids_KP.data_ptr(), table.ids_KP.stride(0)),
         (table.norms_KP.data_ptr(), table.norms_KP.stride(0)),
         slopes_H.data_ptr(),
@@ -66,12 +64,6 @@ def _dense_rows(x_THD: Tensor) -> Tensor:
     """In fp32, with a token's heads one after the other; tokens may be further apart."""
     x_THD = x_THD.float()
     return x_THD if x_THD.stride()[1:] == (x_THD.shape[2], 1) else x_THD.contiguous()
-
-
-def _pool(pages: PageTensors) -> tuple[int, int, int, int, int]:
-    scale, zero = (0 if x is None else x.data_ptr() for x in (pages.scale_PW, pages.zero_PW))
-    data = pages.data_PWD
-    return data.data_ptr(), scale, zero, data.shape[0], _STORAGES[data.dtype]
 
 
 def _bounds(bounds: ScoreBounds) -> tuple[Any, ...]:
