@@ -39,7 +39,7 @@ def test_no_such_model(run: Run, tmp_path: Path) -> None:
     assert "check the spelling" in run("info", "mpt-8b").complaint
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("write", "-h"), ("prepare", "--help")])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("write", "-h"), ("prepare", "--help"), ("shards",)])
 def test_help(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.code == 0

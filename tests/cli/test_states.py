@@ -82,6 +82,7 @@ def test_list_remove_and_clear(run: Run, tiny: Path, novel: Path, book: Path, st
     table = run("states", "list")
     assert listed[0]["id"][:8] in table.out
     assert "2 kept, " in table.err
+    assert run("states").out == table.out, "what `epilogue write` names is a command"
     wrong = run("states", "remove", "no-such-id")
     assert "0 book states in" in wrong.complaint
     gone = run("states", "remove", listed[0]["id"][:8])

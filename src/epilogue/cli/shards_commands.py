@@ -4,7 +4,14 @@ import typer
 
 from epilogue.cli import options
 
-shards_app = typer.Typer(help="Look at token shards.", no_args_is_help=True)
+shards_app = typer.Typer(help="Look at token shards.")
+
+
+@shards_app.callback(invoke_without_command=True)
+def _shards(context: typer.Context) -> None:
+    """Look at token shards."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @shards_app.command("inspect")

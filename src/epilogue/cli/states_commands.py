@@ -4,7 +4,17 @@ import typer
 
 from epilogue.cli import options
 
-states_app = typer.Typer(help="List and remove what is kept of books that were read.", no_args_is_help=True)
+states_app = typer.Typer(help="List and remove what is kept of books that were read.")
+
+
+@states_app.callback(invoke_without_command=True)
+def _states(context: typer.Context) -> None:
+    """List and remove what is kept of books that were read; without a verb, list it."""
+    if context.invoked_subcommand is None:
+        # By way of its options, of which one has a variable of the environment.
+        listing = context.command.get_command(context, "list")  # type: ignore[attr-defined]
+        with listing.make_context("list", [], parent=context) as within:
+            listing.invoke(within)
 
 
 @states_app.command("list")
