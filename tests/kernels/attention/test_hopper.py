@@ -6,6 +6,7 @@ Its block tables are FlexAttention's, whose tests need no accelerator.
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from epilogue.kernels.attention import attention, hopper, op
@@ -171,6 +173,53 @@ def test_flat_heads_go_ahead_of_steep_ones(heads: int, kv_heads: int) -> None:
             assert [head // group for head in some] == [
                 of_keys[i * len(of_keys) // len(some)] for i in range(len(some))
             ]
+
+
+@pytest.fixture
+def flash_attention(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """FlashAttention 4 on a CPU: what it is asked for, done by the reference at once."""
+    calls: list[SimpleNamespace] = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> None:
+        calls.append(SimpleNamespace(q=q, **how))
+        slopes = torch.tensor(how["aux_scalars"])
+        how["out"].copy_(attention(q, k, v, slopes, scale=how["softmax_scale"], backend="reference"))
+
+    members = {
+        "cutlass": {"Float32": float},
+        "flash_attn": {},
+        "flash_attn.cute": {},
+        "flash_attn.cute.block_sparsity": {"BlockSparseTensorsTorch": lambda *tables, block_size: tables},
+        "flash_attn.cute.interface": {"_flash_attn_fwd": forward},
+        SCORES: {"add_bias": None, "is_causal": None},
+    }
+    for name, contents in members.items():
+        module = ModuleType(name)
+        module.__dict__.update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(hopper, "_stream_with_precedence", lambda device: stream)
+    return calls
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1), (3, 3)])
+@pytest.mark.parametrize("planned", [False, True])
+def test_every_head_is_launched_once_with_what_is_its_own(
+    flash_attention: list[SimpleNamespace], heads: int, kv_heads: int, planned: bool
+) -> None:
+    q, k, v = random_inputs(2100, 2300, heads=heads, kv_heads=kv_heads, head_dim=8)
+    slopes, plan = alibi_slopes(heads), random_plan(2100, 2300, heads) if planned else None
+    ours = attention(q, k, v, slopes, scale=0.25, first_key_HN=plan, backend="hopper")
+    torch.testing.assert_close(ours, attention(q, k, v, slopes, scale=0.25, backend="reference"))
+    assert [call.q.shape[2] for call in flash_attention] == ([heads // 2] * 2 if heads % 2 == 0 else [heads])
+    if plan is not None:
+        parts = [part for part, _ in hopper.head_parts(q, k)]
+        for call, part in zip(flash_attention, parts, strict=True):
+            wanted = hopper.BlockTables.of(2100, 2300, q.device, plan[part])
+            for found, table in zip(call.block_sparse_tensors, vars(wanted).values(), strict=True):
+                assert torch.equal(found, table)
 
 
 def test_packed_documents_are_refused() -> None:

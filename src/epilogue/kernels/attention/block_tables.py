@@ -48,6 +48,13 @@ class BlockTables:
             first_block_HR = (first_key_HN // BLOCK_TOKENS).repeat_interleave(in_tile, dim=1)[:, :rows]
         return _write_down(num_queries, num_keys, first_block_HR[None], document_start_BT)
 
+    def of_heads(self, heads: slice) -> "BlockTables":
+        """Those of some heads; themselves where all heads share them."""
+        if self.num_full_BHR.shape[1] == 1:
+            return self
+        tables = (self.num_masked_BHR, self.masked_BHRS, self.num_full_BHR, self.full_BHRS)
+        return BlockTables(*(table[:, heads] for table in tables))
+
 
 def write_down_by_kernel(
     num_queries: int, num_keys: int, device: torch.device, first_key_HN: Tensor | None

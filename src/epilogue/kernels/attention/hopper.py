@@ -79,45 +79,58 @@ def attention_hopper(
     if document_start_BT is not None:
         raise ValueError("the Hopper kernel reads one document a sequence, got packed ones; flex takes them")
 
-    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
-    from flash_attn.cute.interface import _flash_attn_fwd
-
-    from epilogue.kernels.attention.hopper_scores import add_bias, is_causal
-
     tables = BlockTables.of(q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.device, first_key_HN)
     numbers, out_BTHD = _numbers(slopes_H), q_BTHD.new_empty(q_BTHD.shape)
 
-    def run(heads: slice, kv_heads: slice) -> None:
-        listed = heads if len(tables.num_full_BHR[0]) > 1 else slice(None)
-        _flash_attn_fwd(
-            q_BTHD[:, :, heads],
-            k_BSKD[:, :, kv_heads],
-            v_BSKD[:, :, kv_heads],
-            softmax_scale=scale,
-            score_mod=add_bias,
-            mask_mod=is_causal,
-            block_sparse_tensors=BlockSparseTensorsTorch(
-                tables.num_masked_BHR[:, listed],
-                tables.masked_BHRS[:, listed],
-                tables.num_full_BHR[:, listed],
-                tables.full_BHRS[:, listed],
-                block_size=(BLOCK_TOKENS, BLOCK_TOKENS),
-            ),
-            out=out_BTHD[:, :, heads],
-            aux_scalars=numbers[heads],
-            pack_gqa=False,
-            mma_pv_is_rs=False,  # probabilities by way of shared memory: 614 TFLOP/s against 598 (docs/log.md)
-        )
+    def launch(heads: slice, kv_heads: slice) -> None:
+        q, k, v, out = q_BTHD[:, :, heads], k_BSKD[:, :, kv_heads], v_BSKD[:, :, kv_heads], out_BTHD[:, :, heads]
+        _launch(q, k, v, out, tables=tables.of_heads(heads), numbers=numbers[heads], scale=scale)
 
     flattest, *others = head_parts(q_BTHD, k_BSKD)
     here, aside = torch.cuda.current_stream(q_BTHD.device), _stream_with_precedence(q_BTHD.device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
-        run(*flattest)
+        launch(*flattest)
     for part in others:
-        run(*part)
+        launch(*part)
     here.wait_stream(aside)
     return out_BTHD
+
+
+def _launch(
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    out_BTHD: Tensor,
+    *,
+    tables: BlockTables,
+    numbers: tuple[object, ...],
+    scale: float,
+) -> None:
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    from epilogue.kernels.attention.hopper_scores import add_bias, is_causal
+
+    _flash_attn_fwd(
+        q_BTHD,
+        k_BSKD,
+        v_BSKD,
+        softmax_scale=scale,
+        score_mod=add_bias,
+        mask_mod=is_causal,
+        block_sparse_tensors=BlockSparseTensorsTorch(
+            tables.num_masked_BHR,
+            tables.masked_BHRS,
+            tables.num_full_BHR,
+            tables.full_BHRS,
+            block_size=(BLOCK_TOKENS, BLOCK_TOKENS),
+        ),
+        out=out_BTHD,
+        aux_scalars=numbers,
+        pack_gqa=False,
+        mma_pv_is_rs=False,  # probabilities by way of shared memory: 1.2 % of a reading (docs/log.md)
+    )
 
 
 def head_parts(q_BTHD: Tensor, k_BSKD: Tensor) -> list[tuple[slice, slice]]:
