@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from epilogue.checkpoint import load_checkpoint, load_tokenizer
-from epilogue.model import MPT, mpt
+from epilogue.model import MPT, blocks
 from epilogue.model.reach import ReachPlan
 from epilogue.text import read_book
 
@@ -55,13 +55,13 @@ class Reading:
 def plans_kept() -> Iterator[list[ReachPlan]]:
     """Every plan the model makes meanwhile, layer after layer."""
     kept: list[ReachPlan] = []
-    make = mpt.plan_reach
+    make = blocks.plan_reach
 
     def make_and_keep(*args: Any, **kwargs: Any) -> ReachPlan:
         kept.append(make(*args, **kwargs))
         return kept[-1]
 
-    with patch.object(mpt, "plan_reach", make_and_keep):
+    with patch.object(blocks, "plan_reach", make_and_keep):
         yield kept
 
 
