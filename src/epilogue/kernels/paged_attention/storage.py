@@ -62,7 +62,14 @@ class PageTensors:
         return self.data_PWD.shape[2] * (2 if self.storage == "int4" else 1)
 
     def addresses(self) -> tuple[int, int, int, int, int]:
-        """For C++: where codes, scales and zero points are (0: nowhere), how many pages, the storage's number."""
+        """For C++: where codes, scales and zero points are (0: nowhere), how many pages, the storage's number.
+
+        Raises:
+            ValueError: they are not dense, or not on the CPU.
+        """
+        for part in (self.data_PWD, self.scale_PW, self.zero_PW):
+            if part is not None and (part.device.type != "cpu" or not part.is_contiguous()):
+                raise ValueError(f"wanted dense pages on the CPU, got strides {part.stride()} on {part.device}")
         data, scale, zero = (0 if x is None else x.data_ptr() for x in (self.data_PWD, self.scale_PW, self.zero_PW))
         return data, scale, zero, len(self.data_PWD), tuple(_DTYPES).index(self.storage)
 
