@@ -1,6 +1,7 @@
 """The verbs below `epilogue states`."""
 
 import typer
+from typer.core import TyperGroup
 
 from epilogue.cli import options
 
@@ -12,7 +13,8 @@ def _states(context: typer.Context) -> None:
     """List and remove what is kept of books that were read; without a verb, list it."""
     if context.invoked_subcommand is None:
         # By way of its options, of which one has a variable of the environment.
-        listing = context.command.get_command(context, "list")  # type: ignore[attr-defined]
+        assert isinstance(context.command, TyperGroup)
+        listing = context.command.commands["list"]
         with listing.make_context("list", [], parent=context) as within:
             listing.invoke(within)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Several
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -123,10 +122,9 @@ class Stepper:
 
     def _segment(self, text: Sequence, num_tokens: int, *, wants_all: bool) -> Segment:
         """A text's next tokens. Of many, its last one is wanted if it is among them; a few cost less than to choose."""
-        segment = Segment(text.table, num_tokens, text.reads)
         if wants_all or num_tokens <= MOST_QUERIES:
-            return segment
-        return replace(segment, num_wanted=int(segment.stop == text.num_tokens))
+            return Segment(text.table, num_tokens, text.reads)
+        return Segment(text.table, num_tokens, text.reads, num_wanted=int(num_tokens == text.num_pending))
 
     def _share(self, text: Sequence, first: Sequence) -> int:
         return min(text.num_pending, self.chunk_tokens if text is first else MOST_QUERIES)

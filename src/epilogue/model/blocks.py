@@ -172,7 +172,8 @@ class Block(nn.Module):
         if isinstance(x_BTC, Stream):
             return self._carry(x_BTC, cache, document_start_BT, wanted)
         if self.recompute is not None and cache is None and torch.is_grad_enabled():
-            return run_block(x_BTC, self._parts(document_start_BT), self.recompute)  # type: ignore[no-any-return]
+            behind_BTC: Tensor = run_block(x_BTC, self._parts(document_start_BT), self.recompute)
+            return behind_BTC
         if self.training and wanted is None:
             return self._feed(x_BTC + self.dropout(self.attn(self.norm_1(x_BTC), cache, document_start_BT)))
         return self._carry(Stream(x_BTC), cache, document_start_BT, wanted).sum_BTC
@@ -196,7 +197,8 @@ class Block(nn.Module):
         return stream.plus(self.ffn(normed_BTC, ending=ending), ending)
 
     def _feed(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC + self.dropout(self.ffn(self.norm_2(x_BTC)))  # type: ignore[no-any-return]
+        fed_BTC: Tensor = self.dropout(self.ffn(self.norm_2(x_BTC)))
+        return x_BTC + fed_BTC
 
     def _parts(self, document_start_BT: Tensor | None) -> BlockParts:
         exchange = self.attn.exchange
