@@ -167,7 +167,8 @@ def test_flat_heads_go_ahead_of_steep_ones(heads: int, kv_heads: int) -> None:
         taken = [range(heads)[part] for part, _ in parts]
         assert sorted(head for some in taken for head in some) == list(range(heads))
         assert slopes.index(min(slopes)) in taken[0]
-        assert len(parts) == 1 or num_queries > 300
+        are_halves = heads % 2 == 0 and (kv_heads % 2 == 0 or kv_heads == 1)
+        assert len(parts) == (2 if are_halves and num_queries == 5000 else 1)
         for some, (_, kv_part) in zip(taken, parts, strict=True):
             of_keys = range(kv_heads)[kv_part]
             assert [head // group for head in some] == [
